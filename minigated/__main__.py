@@ -1,0 +1,154 @@
+"""The command line: `python -m minigated COMMAND`. Each command's work is in the module it belongs to."""
+
+import argparse
+import json
+import sys
+
+from minigated.errors import InputError
+
+SHARED = {"device": "auto, cpu, cuda or cuda:N", "seed": "of weights and data order", "out": "output folder"}
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help=SHARED["device"])
+    parser.add_argument("--seed", type=int, default=0, help=SHARED["seed"])
+    parser.add_argument("--out", default=None, help=SHARED["out"])
+    parser.add_argument("--resume", action="store_true", help="go on from what the output folder holds")
+
+
+def variants(args) -> int:
+    """Lists the gate variants beside the paper's numbers."""
+    from minigated.variants import format_rows, variant_rows
+
+    rows = variant_rows()
+    print(json.dumps(rows, indent=1) if args.json else format_rows(rows))
+    return 0
+
+
+def models(args) -> int:
+    """Lists every named model with its exact parameter count."""
+    from minigated.lm import model_rows
+
+    rows = model_rows()
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print(
+            f"{'model':12}{'parameters':>15}  {'layers':>6} {'width':>6} {'heads':>6} {'kv':>4} {'ffn':>6} {'vocabulary':>11}"
+        )
+        for row in rows:
+            print(
+                f"{row['name']:12}{row['parameters']:>15,}  {row['layers']:>6} {row['width']:>6} {row['heads']:>6} "
+                f"{row['kv_heads']:>4} {row['ffn_width']:>6} {row['vocabulary']:>11,}"
+            )
+    return 0
+
+
+def data(args) -> int:
+    """Fetches (where needed) and describes a data set."""
+    from minigated.data import describe
+
+    print(describe(args.name, args.root))
+    return 0
+
+
+def train(args) -> int:
+    """Trains a language model on a text."""
+    from minigated.commands import train_command
+
+    return train_command(args)
+
+
+def run(args) -> int:
+    """Runs a scaled experiment and writes its record."""
+    import torch
+
+    from minigated.experiments import run_experiment
+
+    scale = args.scale or ("gpu" if torch.cuda.is_available() else "cpu")
+    options = {"seeds": args.seeds, "device": args.device, "out": args.out, "text": args.text, "resume": args.resume}
+    run_experiment(args.record_id, scale=scale, names=tuple(args.only.split(",")) if args.only else None, **options)
+    return 0
+
+
+def show_records(args) -> int:
+    """Lists the records; with --check says which no longer match the code that made them."""
+    from minigated.records import all_records, caption, stale_files
+
+    found = all_records()
+    for record in found:
+        print(f"{record['id']}: {record['claim']}\n    {caption(record)}")
+    if not found:
+        print("no records yet")
+    return 1 if args.check and any(stale_files(record) for record in found) else 0
+
+
+def measure(args) -> int:
+    """Measures sinks and massive activations of a checkpoint on a text."""
+    from minigated.commands import measure_command
+
+    return measure_command(args)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One subparser a command."""
+    parser = argparse.ArgumentParser(prog="python -m minigated", description="Gated attention, built from scratch.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(function, name=None):
+        sub = commands.add_parser(name or function.__name__, help=function.__doc__, description=function.__doc__)
+        sub.set_defaults(function=function)
+        return sub
+
+    for function in (variants, models):
+        command(function).add_argument("--json", action="store_true", help="for programs")
+    sub = command(data)
+    sub.add_argument("name", help="sample, shakespeare, enwik8, tinystories, wikitext2")
+    sub.add_argument("--root", default=None, help="data folder; MINIGATED_DATA or a per-user cache otherwise")
+    sub = command(train)
+    sub.add_argument("model", help="a name of `models`, e.g. lm_nano")
+    sub.add_argument("--variant", default="none", help="a name of `variants`")
+    sub.add_argument("--text", default="shakespeare", help="a data set's name or a .txt, .txt.xz or .txt.gz file")
+    sub.add_argument("--steps", type=int, default=300)
+    sub.add_argument("--batch", type=int, default=16, help="sequences a step")
+    sub.add_argument("--context", type=int, default=None, help="tokens a sequence; the model's own otherwise")
+    sub.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    _shared(sub)
+    sub = command(run)
+    sub.add_argument("record_id", metavar="RECORD_ID")
+    sub.add_argument("--scale", choices=("cpu", "gpu"), default=None, help="gpu where there is one, else cpu")
+    sub.add_argument("--seeds", type=int, default=None, help="how many paired seeds")
+    sub.add_argument("--text", default=None, help="another text than the experiment's own")
+    sub.add_argument("--only", default=None, help="rows to run, separated by commas")
+    _shared(sub)
+    command(show_records, "records").add_argument(
+        "--check", action="store_true", help="exit 1 if a record's code has changed"
+    )
+    sub = command(measure)
+    sub.add_argument("folder", metavar="CHECKPOINT_FOLDER")
+    sub.add_argument("--text", default="shakespeare", help="a data set's name or a text file")
+    sub.add_argument("--tokens", type=int, default=512, help="tokens a sequence")
+    sub.add_argument("--sequences", type=int, default=16)
+    sub.add_argument("--json", action="store_true", help="for programs")
+    _shared(sub)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Returns 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
+    args = build_parser().parse_args(arguments)
+    try:
+        return args.function(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The work behind `python -m minigated train` and `measure`."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from minigated.data import TextBatches, load_text
+from minigated.device import autocast, choose_device, choose_precision
+from minigated.errors import InputError
+from minigated.lm import SIZES, LanguageModel, build_lm, lm_loss
+from minigated.measure import measure, summary
+from minigated.recipe import TrainConfig
+from minigated.train import Trainer
+from minigated.variants import parameters
+
+
+def validation_loss(tokens, context: int, batch: int, precision: str, batches: int = 16):
+    """A function model -> {"validation": nats a token} over the first windows of held-out text."""
+    windows = list(TextBatches(tokens, context=context, batch=batch).sequential(batches))
+
+    def evaluate(model) -> dict[str, float]:
+        device = next(model.parameters()).device
+        with torch.no_grad(), autocast(device, precision):
+            return {"validation": sum(lm_loss(model, w.to(device)).item() for w in windows) / len(windows)}
+
+    return evaluate
+
+
+def train_command(args) -> int:
+    """Trains a language model on a text; checkpoints and resumes when --out is given."""
+    if args.model not in SIZES:
+        raise InputError(f"unknown model {args.model!r}; accepted: {', '.join(SIZES)}")
+    device = choose_device(args.device)
+    corpus = load_text(args.text)
+    context = args.context or SIZES[args.model].context
+    torch.manual_seed(args.seed)
+    model = build_lm(args.model, variant=args.variant, context=context)
+    batches = TextBatches(corpus.train, context=context, batch=args.batch, seed=args.seed)
+    config = TrainConfig(
+        steps=args.steps, rate=args.rate, warmup=min(200, args.steps // 10), seed=args.seed, device=args.device,
+        eval_every=max(1, args.steps // 5), save_every=max(1, args.steps // 5) if args.out else 0,
+        out=args.out, resume=args.resume, name=f"{args.model} {args.variant}",
+    )  # fmt: skip
+    print(f"{args.model}, variant {args.variant}: {parameters(model):,} parameters on {device}; text {corpus.name}")
+    evaluate = validation_loss(corpus.validation, context, args.batch, choose_precision("auto", device))
+    result = Trainer(model, lm_loss, batches.at, config, evaluate).run()
+    for entry in result.evals:
+        print(f"step {entry['step']:6}  validation {entry['validation']:.4f} nats a byte")
+    if result.checkpoint:
+        print(f"saved {result.checkpoint}")
+    if result.stopped:
+        print(result.message)
+    return {None: 0, "interrupted": 130}.get(result.stopped, 1)
+
+
+def open_checkpoint(folder: str) -> tuple[LanguageModel, object]:
+    """A model and its tokenizer (None for bytes) from a run of this package or from a released checkpoint."""
+    from minigated.checkpoint import load_model
+    from minigated.interop import load_checkpoint_folder, load_tokenizer
+
+    path = Path(folder)
+    if not path.is_dir():
+        raise InputError(f"no folder {folder!r}; give a run's --out folder or a downloaded checkpoint's folder")
+    if (path / "checkpoints").is_dir() or (path / "training.pt").exists():
+        return load_model(path), None
+    return load_checkpoint_folder(path), load_tokenizer(path)
+
+
+def token_windows(text: str, tokenizer, length: int, count: int) -> list[torch.Tensor]:
+    """`count` windows [1, length] of held-out text; BOS first for byte models, which were trained so."""
+    corpus = load_text(text)
+    if tokenizer is None:
+        windows = TextBatches(corpus.test, context=length, batch=1).sequential(count)
+        return [w[:, :-1] for w in windows]
+    from minigated.data import decode
+
+    ids = tokenizer.encode(decode(corpus.test[: 8 * length * count])).ids
+    windows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)[:count]
+    if not len(windows):
+        raise InputError(f"{text!r} has fewer than {length} tokens to measure on; choose fewer --tokens")
+    return list(windows.split(1))
+
+
+def format_measures(measures: dict) -> str:
+    """Per-layer table and the summary line."""
+    lines = [f"{'layer':>5}{'first token':>13}{'max |h|':>10}{'gate':>8}{'|Y|':>9}{'|Y gated|':>11}"]
+    gate = measures["gate"]
+    for i, share in enumerate(measures["first_token_share"]):
+        score = f"{gate['mean'][i]:.3f}" if gate else "-"
+        lines.append(
+            f"{i:>5}{share:>13.4f}{measures['max_activation']['ffn_residual'][i]:>10.1f}{score:>8}"
+            f"{measures['mean_abs']['before'][i]:>9.4f}{measures['mean_abs']['after'][i]:>11.4f}"
+        )
+    total = summary(measures)
+    score = "" if total["gate_score"] is None else f", gate score {total['gate_score']:.3f}"
+    lines.append(
+        f"F-Attn {total['f_attn']:.4f} (uniform attention: {total['uniform']:.4f}), M-Act {total['m_act']:.1f}{score}; "
+        f"{measures['tokens']} tokens a sequence"
+    )
+    return "\n".join(lines)
+
+
+def measure_command(args) -> int:
+    """Loads a checkpoint folder and prints sinks, massive activations and gate scores per layer."""
+    device = choose_device(args.device)
+    model, tokenizer = open_checkpoint(args.folder)
+    length = min(args.tokens, model.config.context)
+    windows = token_windows(args.text, tokenizer, length, args.sequences)
+    precision = torch.bfloat16 if choose_precision("auto", device) == "bf16" else None
+    measures = measure(model.to(device), windows, precision)
+    print(json.dumps(measures) if args.json else format_measures(measures))
+    return 0

@@ -1,0 +1,24 @@
+"""The scaled experiments: each writes a record. `python -m minigated run RECORD_ID`."""
+
+from importlib import import_module
+
+from minigated.errors import one_of
+
+EXPERIMENTS = {
+    "ch01_attention_cost": "minigated.experiments.attention_cost",
+    "ch02_gate_table": "minigated.experiments.gate_table",
+    "ch02_sink_lm": "minigated.experiments.sink_lm",
+}
+SCALES = ("cpu", "gpu")
+
+
+def run_experiment(record_id: str, **options) -> dict:
+    """Runs an experiment and returns its record.
+
+    Args:
+        record_id: a name of `EXPERIMENTS`.
+        **options: scale ("cpu" or "gpu"), seeds (how many), device, out (folder), text (name or path), resume.
+    """
+    one_of("record id", record_id, EXPERIMENTS)
+    one_of("scale", options.get("scale"), SCALES)
+    return import_module(EXPERIMENTS[record_id]).run(**options)

@@ -1,0 +1,86 @@
+"""A log of single runs, written as they come, from which a record is made: a cut call loses one run at most."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from minigated.errors import InputError
+from minigated.records import commit, file_hashes, hardware, software
+
+
+class RunLog:
+    """One JSON line a run in `<folder>/logs/<record id>.jsonl`.
+
+    Lines belong together if they were made under the same settings; others stay in the file and are not used.
+
+    Args:
+        folder: where the record goes too. record_id: names the file.
+        settings: everything that all runs share, JSON-able.
+        files: package files that make the numbers; their hashes go into each line.
+        resume: use what is there; otherwise a log with runs under the same settings is refused.
+    """
+
+    def __init__(self, folder: Path, record_id: str, settings: dict, files: list[str], resume: bool):
+        self.path = Path(folder) / "logs" / f"{record_id}.jsonl"
+        self.settings = json.loads(json.dumps(settings))
+        self.digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+        self.files = files
+        self.runs: list[dict] = []
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        except OSError as error:
+            raise InputError(f"cannot use {self.path}: {error.strerror}; choose another folder with --out") from error
+        for line in lines:
+            try:
+                run = json.loads(line)
+            except json.JSONDecodeError:  # the line a cut run was writing
+                continue
+            if run["digest"] == self.digest:
+                self.runs.append(run)
+        if self.runs and not resume:
+            raise InputError(
+                f"{self.path} already holds {len(self.runs)} runs with these settings; add --resume to go on from them, "
+                f"or choose another folder with --out"
+            )
+
+    def find(self, **key) -> dict | None:
+        """The run with this key, if it was made."""
+        return next((run for run in self.runs if run["key"] == key), None)
+
+    def get(self, make: Callable[[], dict], **key) -> dict:
+        """The run with this key: from the log, or made now and written."""
+        run = self.find(**key)
+        if run is None:
+            run = {
+                "key": key, "digest": self.digest, "result": make(), "hardware": hardware(), "software": software(),
+                "commit": commit(), "files": file_hashes(self.files),
+                "utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            }  # fmt: skip
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(run, allow_nan=False) + "\n")
+            self.runs.append(run)
+        return run
+
+    def provenance(self) -> str:
+        """A sentence for the record's note when the runs were not all made by the same files or device."""
+        files = {json.dumps(run["files"], sort_keys=True) for run in self.runs}
+        devices = sorted({run["hardware"]["device"] for run in self.runs})
+        days = sorted({run["utc"][:10] for run in self.runs})
+        text = []
+        if len(files) > 1:
+            text.append(f"Runs were made by {len(files)} versions of the package files.")
+        if len(devices) > 1 or len(days) > 1:
+            text.append(f"Runs were made on {', '.join(devices)} on {', '.join(days)}.")
+        return " ".join(text)
+
+
+def settings_of(*parts: object, **more) -> dict:
+    """Joins dataclasses and keywords into one JSON-able dict of settings."""
+    out = dict(more)
+    for part in parts:
+        out |= dataclasses.asdict(part)
+    return out
