@@ -110,6 +110,34 @@ def _ratio(value: float, expected: float) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- one function
+def expect_cases(
+    function: Callable,
+    reference: Callable,
+    cases: Mapping[str, tuple],
+    suspects: Callable[..., Mapping[str, Tensor]],
+) -> None:
+    """Equal to `reference` in every case; a suspect is named only when it explains all cases.
+
+    Args:
+        function: the reader's.
+        reference: called with the same arguments.
+        cases: what to say when the case fails, to its arguments; telling cases first.
+        suspects: called with the arguments of a case, returns results of known mistakes by message.
+    """
+    results = [call(function, *arguments) for arguments in cases.values()]
+    expected = [reference(*arguments) for arguments in cases.values()]
+    for value, wanted in zip(results, expected):
+        expect_tensor(value, wanted.shape)
+    if all(map(close, results, expected)):
+        return
+    tables = [suspects(*arguments) for arguments in cases.values()]
+    for message in tables[0]:
+        if all(close(value, table[message]) for value, table in zip(results, tables)):
+            refuse(message)
+    for hint, value, wanted in zip(cases, results, expected):
+        expect_close(value, wanted, hint)
+
+
 def expect_untouched(function: Callable, inputs: Mapping[str, Tensor], *more) -> None:
     """The function leaves its inputs as they were. `inputs` come first, by position, then `more`."""
     before = {name: tensor.clone() for name, tensor in inputs.items()}
@@ -153,6 +181,24 @@ def expect_dtypes(function: Callable, reference: Callable, inputs: Mapping[str, 
             refuse(f"{dtype} inputs give a {value.dtype} result: keep the dtype of the input")
         if not close(value, expected, tolerance):
             refuse(f"the values are right in float64 but not in {dtype}: something inside loses precision")
+
+
+def expect_refusal(function: Callable, *arguments, about: str) -> None:
+    """The function raises a ValueError for these arguments instead of guessing."""
+    try:
+        call(function, *arguments)
+    except ValueError:
+        return
+    refuse(
+        f"{about} must be refused with a ValueError that names the value; your function accepts it silently"
+    )
+
+
+def expect_good_manners(function: Callable, reference: Callable, inputs: Mapping[str, Tensor], *more) -> None:
+    """What every tensor function owes its caller: gradients, untouched inputs, other dtypes."""
+    expect_gradient(function, reference, inputs, *more)
+    expect_untouched(function, inputs, *more)
+    expect_dtypes(function, reference, inputs, *more)
 
 
 # ---------------------------------------------------------------------------------------------- properties

@@ -127,3 +127,24 @@ def _torch_state():
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+# ---------------------------------------------------------------------------------------------- wrong answers
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong answer to exercise `id`, and a part of the message that must refuse it."""
+
+    id: str
+    function: Callable
+    says: str
+
+
+class Mutants(list[Mutant]):
+    """Collects wrong answers that all bear the name of the right one: ``@wrong("1.1", says="...")``."""
+
+    def __call__(self, id: str, says: str) -> Callable[[Callable], Callable]:
+        def keep(function: Callable) -> Callable:
+            self.append(Mutant(id, function, says))
+            return function
+
+        return keep

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minigated.plots import INK, style
 
-PAPER, DEEP = "#dbe5ec", "#0b4f7d"  # cells are opaque, so that the numbers in them do not depend on the page
+PAPER, DEEP = "#c3d0d9", "#0b4f7d"  # cells are opaque, so that the numbers in them do not depend on the page
 CELLS = LinearSegmentedColormap.from_list("cells", [PAPER, DEEP])
 FORM_ORDER = ("naive", "blocks", "sdpa")
 FORM_NAMES = {
@@ -60,7 +60,7 @@ def _one_map(axis, values: list[list[float]], digits: int | None) -> None:
             share = max(0.0, value / largest)
             axis.add_patch(Rectangle(corner, 0.92, 0.92, facecolor=CELLS(share), linewidth=0))
             if digits is not None:
-                ink = "white" if share > 0.45 else "#16222c"
+                ink = "white" if share > 0.62 else "#0d161d"
                 axis.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color=ink, fontsize=11)
     axis.set_xlim(-0.55, len(values[0]) - 0.45)
     axis.set_ylim(len(values) - 0.45, -0.55)
@@ -74,17 +74,20 @@ def _one_map(axis, values: list[list[float]], digits: int | None) -> None:
 # -------------------------------------------------------------------------------- curves
 def curves(
     x: Sequence[float], series: dict[str, Sequence[float]], xlabel: str, ylabel: str,
-    levels: dict[str, float] | None = None, powers: bool = False, markers: bool = True,
+    levels: dict[str, float] | None = None, powers: bool = False, markers: bool = True, nested: bool = False,
 ):  # fmt: skip
     """Lines over a common x, each with its own colour, stroke and marker.
 
     Args:
         series: label -> values. levels: label -> height of a horizontal reference line.
-        powers: x on a scale of powers of two. markers: draw them (off for dense curves).
+        powers: x on a scale of powers of two, y from zero. markers: draw them (off for dense curves).
+        nested: thick below thin, so that curves which coincide are all seen.
     """
     figure, axis = plt.subplots(figsize=(5.4, 3.3))
     for index, (label, values) in enumerate(series.items()):
-        look = style(index) if markers else {**style(index), "marker": ""}
+        look = style(index) if markers and not nested else {**style(index), "marker": ""}
+        if nested:
+            look |= {"linewidth": max(1.5, 9.0 - 3.75 * index), "alpha": min(1.0, 0.4 + 0.3 * index)}
         axis.plot(x, values, label=label, **look)
     for label, height in (levels or {}).items():
         axis.axhline(height, color=INK, linewidth=1, linestyle=(0, (2, 2)))
@@ -93,6 +96,7 @@ def curves(
     if powers:
         axis.set_xscale("log", base=2)
         axis.set_xticks(list(x), [f"{value:g}" for value in x])
+        axis.set_ylim(bottom=0)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.legend()
@@ -125,8 +129,9 @@ def cost_figure(rows: list[dict], beside: list[dict] | None = None):
     for axis, (key, label) in zip(axes[:, 0], quantities):
         for index, form in enumerate(FORM_ORDER):
             mine = [row for row in rows if row["form"] == form]
-            errors = [row.get("spread", 0.0) for row in mine] if key == "milliseconds" else None
+            errors = [row.get("spread", 0.0) for row in mine] if key == "milliseconds" else []
             points = [row["tokens"] for row in mine], [row[key] for row in mine]
+            errors = errors if any(errors) else None
             axis.errorbar(*points, yerr=errors, label=FORM_NAMES[form], capsize=3, **style(index))
             ringed = [row for row in beside or [] if row["form"] == form and row.get(key)]
             points = [row["tokens"] for row in ringed], [row[key] for row in ringed]
@@ -160,6 +165,22 @@ def cost_table(rows: list[dict]) -> str:
         cells += [f"{found[form]['peak_mib']:,.0f}" if form in found else "–" for form in forms if memory]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def cost_words(rows: list[dict]) -> str:
+    """The figure in words, for those who cannot see it: each form at the shortest and the longest length."""
+    parts = []
+    for form in FORM_ORDER:
+        mine = sorted((row for row in rows if row["form"] == form), key=lambda row: row["tokens"])
+        if not mine:
+            continue
+        first, last = mine[0], mine[-1]
+        text = f"{form} from {first['milliseconds']:.3g} ms at {first['tokens']:,} tokens to "
+        text += f"{last['milliseconds']:.3g} ms at {last['tokens']:,}"
+        if first.get("peak_mib"):
+            text += f", {first['peak_mib']:,.0f} to {last['peak_mib']:,.0f} MiB"
+        parts.append(text)
+    return "Curves over the number of tokens, both axes logarithmic: " + "; ".join(parts) + "."
 
 
 def _time(row: dict | None) -> str:

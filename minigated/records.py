@@ -4,7 +4,6 @@ A record is `docs/results/<id>.json`; its fields are in `SCHEMA` below and every
 """
 
 import datetime
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from minigated.codehash import code_hash
 from minigated.errors import InputError, one_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,8 +31,8 @@ ROW = {"name": (str,), "values": (list,), "mean": (int, float), "std": (int, flo
 
 # ---------------------------------------------------------------------------------------------- making one
 def file_hashes(files: list[str]) -> dict[str, str]:
-    """sha256 of package files, given relative to the repository, e.g. "minigated/gates.py"."""
-    return {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in sorted(files)}
+    """Hash of the code of package files, given relative to the repository, e.g. "minigated/gates.py"."""
+    return {name: code_hash(ROOT / name) for name in sorted(files)}
 
 
 def commit() -> str | None:
@@ -153,7 +153,7 @@ def stale_files(record: dict) -> list[str]:
     changed = []
     for name, digest in record["code"]["files"].items():
         path = ROOT / name
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if not path.exists() or code_hash(path) != digest:
             changed.append(name)
     return changed
 

@@ -7,6 +7,15 @@ from minigated.data.text import Corpus, TextBatches, decode, encode, load_text
 from minigated.data.tokens import BOS, EOT
 
 __all__ = [
-    "BOS", "EOT", "Corpus", "TextBatches", "data_root", "decode", "describe", "encode", "fetch", "load_text",
+    "BOS",
+    "EOT",
+    "Corpus",
+    "TextBatches",
+    "data_root",
+    "decode",
+    "describe",
+    "encode",
+    "fetch",
+    "load_text",
     "prepare",
 ]

@@ -48,12 +48,14 @@ def describe(name: str, root: str | os.PathLike | None = None) -> str:
     """`prepare` as text for a terminal."""
     facts = prepare(name, root)
     parts = " / ".join(f"{facts[split]:,}" for split in ("train", "validation", "test"))
-    return "\n".join((
-        facts["title"],
-        f"  place     {facts['place']}",
-        f"  text      {facts['bytes']:,} bytes, sha256 {facts['sha256']}",
-        f"  splits    {parts} tokens, train / validation / test ({facts['splits']})",
-        f"  licence   {facts['licence']}",
-        f"  citation  {facts['citation']}",
-        f"  home      {facts['home']}",
-    ))
+    return "\n".join(
+        (
+            facts["title"],
+            f"  place     {facts['place']}",
+            f"  text      {facts['bytes']:,} bytes, sha256 {facts['sha256']}",
+            f"  splits    {parts} tokens, train / validation / test ({facts['splits']})",
+            f"  licence   {facts['licence']}",
+            f"  citation  {facts['citation']}",
+            f"  home      {facts['home']}",
+        )
+    )

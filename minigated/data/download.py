@@ -25,8 +25,16 @@ class _Final(Exception):
     """Trouble that it will not."""
 
 
-def fetch(url: str | Sequence[str], destination: str | os.PathLike, sha256: str | None = None, *,
-          attempts: int = 4, pause: float = 1.0, timeout: float = 30.0, progress: bool = True) -> Path:
+def fetch(
+    url: str | Sequence[str],
+    destination: str | os.PathLike,
+    sha256: str | None = None,
+    *,
+    attempts: int = 4,
+    pause: float = 1.0,
+    timeout: float = 30.0,
+    progress: bool = True,
+) -> Path:
     """Downloads a file once; a file that is there already is only checked.
 
     Bytes go to ``NAME.part`` (with ``NAME.part.json`` on what the server said of the file), from which a
@@ -72,8 +80,10 @@ def fetch(url: str | Sequence[str], destination: str | os.PathLike, sha256: str 
             return destination
     except OSError as error:
         raise InputError(f"cannot write {error.filename or part.path}: {error.strerror or error}") from None
-    raise InputError(f"could not get {destination.name} ({'; '.join(troubles)}); "
-                     f"or download {urls[0]} yourself and put it at {destination}")
+    raise InputError(
+        f"could not get {destination.name} ({'; '.join(troubles)}); "
+        f"or download {urls[0]} yourself and put it at {destination}"
+    )
 
 
 @dataclass
@@ -147,13 +157,13 @@ def _connect(url: str, part: _Part, timeout: float, bar) -> None:
     with _open(url, resume, timeout, part) as response:
         total, start = _extent(response)
         origin = _Origin(url, total, _validator(response))
+        if total is None and not response.chunked:
+            raise _Final("the server does not say how long the file is")
         if start == 0:  # asked for all, or the server ignores ranges, or its file is another one by now
             part.begin(origin)
         elif start != offset or origin != known:
             part.clear()
             raise _Passing("the file changed between two tries")
-        if total is None and not response.chunked:
-            raise _Final("the server does not say how long the file is")
         bar.total, bar.n = total, start
         with open(part.path, "ab") as file:
             for block in _blocks(response):

@@ -36,8 +36,9 @@ def make_folder(folder: Path) -> Path:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(None, "Permission denied")
     except OSError as error:
-        raise InputError(f"cannot write to the data folder {folder} ({error.strerror}); "
-                         f"choose another with --root or MINIGATED_DATA") from None
+        raise InputError(
+            f"cannot write to the data folder {folder} ({error.strerror}); choose another with --root or MINIGATED_DATA"
+        ) from None
     return folder
 
 

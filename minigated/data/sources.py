@@ -58,7 +58,7 @@ def by_part(tokens: Tensor, ends: list[int]) -> tuple[int, int]:
 
 def held_out_halved(tokens: Tensor, ends: list[int]) -> tuple[int, int]:
     """The parts are train and a held-out text; the first half of its documents validates, the other tests."""
-    return ends[0], ends[0] + cut_points(tokens[ends[0]:], (0.5,))[0]
+    return ends[0], ends[0] + cut_points(tokens[ends[0] :], (0.5,))[0]
 
 
 _STORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
@@ -66,45 +66,76 @@ _WIKITEXT = "wikitext-2-raw-v1.zip"
 
 # The hashes are those that the public homes, or several independent users of the same files, publish. The two
 # files of TinyStories and the mirror of WikiText-2 are pinned to a revision.
-SOURCES = {source.name: source for source in (
-    Source(
-        "enwik8", "enwik8: the first 100,000,000 bytes of an English Wikipedia dump of 3 March 2006",
-        home="https://mattmahoney.net/dc/textdata.html",
-        licence="Wikipedia's text: CC BY-SA 3.0 and GFDL",
-        citation="M. Mahoney, Large Text Compression Benchmark, 2006",
-        splits="90,000,000 / 5,000,000 / 5,000,000 bytes, as is customary",
-        downloads=(Download(
-            "enwik8.zip", ("https://mattmahoney.net/dc/enwik8.zip", "http://mattmahoney.net/dc/enwik8.zip"),
-            36_445_475, "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc", ("enwik8",)),),
-        split=by_bytes(90_000_000, 95_000_000)),
-    Source(
-        "tinystories", "TinyStories, version 2: short stories by GPT-4 in words a young child knows",
-        home="https://huggingface.co/datasets/roneneldan/TinyStories",
-        licence="CDLA-Sharing-1.0",
-        citation="R. Eldan and Y. Li, TinyStories: How Small Can Language Models Be and Still Speak Coherent "
-                 "English?, arXiv:2305.07759, 2023",
-        splits="its own train file; of its validation file the first half validates, the second tests",
-        downloads=(
-            Download("TinyStoriesV2-GPT4-train.txt", (f"{_STORIES}/TinyStoriesV2-GPT4-train.txt",),
-                     2_227_753_162, "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443"),
-            Download("TinyStoriesV2-GPT4-valid.txt", (f"{_STORIES}/TinyStoriesV2-GPT4-valid.txt",),
-                     22_502_601, "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d")),
-        split=held_out_halved),
-    Source(
-        "wikitext2", "WikiText-2, raw: good and featured articles of the English Wikipedia",
-        home="https://huggingface.co/datasets/Salesforce/wikitext",
-        licence="CC BY-SA 3.0",
-        citation="S. Merity, C. Xiong, J. Bradbury and R. Socher, Pointer Sentinel Mixture Models, "
-                 "arXiv:1609.07843, 2016",
-        splits="its own three files",
-        downloads=(Download(
-            _WIKITEXT, (f"https://wikitext.smerity.com/{_WIKITEXT}",  # kept by the data set's first author
+SOURCES = {
+    source.name: source
+    for source in (
+        Source(
+            "enwik8",
+            "enwik8: the first 100,000,000 bytes of an English Wikipedia dump of 3 March 2006",
+            home="https://mattmahoney.net/dc/textdata.html",
+            licence="Wikipedia's text: CC BY-SA 3.0 and GFDL",
+            citation="M. Mahoney, Large Text Compression Benchmark, 2006",
+            splits="90,000,000 / 5,000,000 / 5,000,000 bytes, as is customary",
+            downloads=(
+                Download(
+                    "enwik8.zip",
+                    ("https://mattmahoney.net/dc/enwik8.zip", "http://mattmahoney.net/dc/enwik8.zip"),
+                    36_445_475,
+                    "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+                    ("enwik8",),
+                ),
+            ),
+            split=by_bytes(90_000_000, 95_000_000),
+        ),
+        Source(
+            "tinystories",
+            "TinyStories, version 2: short stories by GPT-4 in words a young child knows",
+            home="https://huggingface.co/datasets/roneneldan/TinyStories",
+            licence="CDLA-Sharing-1.0",
+            citation="R. Eldan and Y. Li, TinyStories: How Small Can Language Models Be and Still Speak Coherent "
+            "English?, arXiv:2305.07759, 2023",
+            splits="its own train file; of its validation file the first half validates, the second tests",
+            downloads=(
+                Download(
+                    "TinyStoriesV2-GPT4-train.txt",
+                    (f"{_STORIES}/TinyStoriesV2-GPT4-train.txt",),
+                    2_227_753_162,
+                    "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443",
+                ),
+                Download(
+                    "TinyStoriesV2-GPT4-valid.txt",
+                    (f"{_STORIES}/TinyStoriesV2-GPT4-valid.txt",),
+                    22_502_601,
+                    "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d",
+                ),
+            ),
+            split=held_out_halved,
+        ),
+        Source(
+            "wikitext2",
+            "WikiText-2, raw: good and featured articles of the English Wikipedia",
+            home="https://huggingface.co/datasets/Salesforce/wikitext",
+            licence="CC BY-SA 3.0",
+            citation="S. Merity, C. Xiong, J. Bradbury and R. Socher, Pointer Sentinel Mixture Models, "
+            "arXiv:1609.07843, 2016",
+            splits="its own three files",
+            downloads=(
+                Download(
+                    _WIKITEXT,
+                    (
+                        f"https://wikitext.smerity.com/{_WIKITEXT}",  # kept by the data set's first author
                         f"https://huggingface.co/datasets/ggml-org/ci/resolve/"
-                        f"927b3642933080f1b0e811e2f916e14c292992f9/{_WIKITEXT}"),
-            4_721_645, "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
-            tuple(f"wikitext-2-raw/wiki.{split}.raw" for split in ("train", "valid", "test"))),),
-        split=by_part),
-)}
+                        f"927b3642933080f1b0e811e2f916e14c292992f9/{_WIKITEXT}",
+                    ),
+                    4_721_645,
+                    "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11",
+                    tuple(f"wikitext-2-raw/wiki.{split}.raw" for split in ("train", "valid", "test")),
+                ),
+            ),
+            split=by_part,
+        ),
+    )
+}
 
 
 def load_tokens(name: str, root: str | os.PathLike | None = None) -> tuple[Tensor, tuple[int, int], str, int]:
@@ -179,11 +210,14 @@ def _pieces(path: Path, member: str | None) -> Iterator[bytes]:
     try:
         archive = zipfile.ZipFile(path) if member else None
         size = archive.getinfo(member).file_size if archive else path.stat().st_size
-        with (archive.open(member) if archive else open(path, "rb")) as file, \
-                tqdm(desc=member or path.name, total=size, unit="B", unit_scale=True, disable=None) as bar:
+        with (
+            archive.open(member) if archive else open(path, "rb") as file,
+            tqdm(desc=member or path.name, total=size, unit="B", unit_scale=True, disable=None) as bar,
+        ):
             while piece := file.read(PIECE):
                 yield piece
                 bar.update(len(piece))
     except (zipfile.BadZipFile, KeyError, EOFError, DeflateError) as error:
-        raise InputError(f"{path} is no zip file with a sound {member!r} ({error}); "
-                         f"delete it to download it again") from None
+        raise InputError(
+            f"{path} is no zip file with a sound {member!r} ({error}); delete it to download it again"
+        ) from None

@@ -117,17 +117,20 @@ class TextBatches:
 
     def __init__(self, tokens: Tensor, context: int = 512, batch: int = 64, seed: int = 0, bos: bool = True):
         if tokens.dim() != 1 or tokens.dtype != torch.uint8:
-            raise InputError(f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; "
-                             f"accepted: uint8, one dimension")
+            raise InputError(
+                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; accepted: uint8, one dimension"
+            )
         for name, value in (("context", context), ("batch", batch)):
             if value < 1:
                 raise InputError(f"{name} {value} is too small; accepted: 1 or more")
         self.tokens, self.context, self.batch, self.seed, self.bos = tokens, context, batch, seed, bos
         self.width = context if bos else context + 1  # bytes of text in a row
         if len(tokens) < self.width:
-            raise InputError(f"the text has {len(tokens):,} bytes, but a context of {context:,} takes "
-                             f"{self.width:,}; accepted: a longer text or a smaller context")
-        self._windows = tokens.unfold(0, self.width, 1)                  # [length - width + 1, width], a view
+            raise InputError(
+                f"the text has {len(tokens):,} bytes, but a context of {context:,} takes "
+                f"{self.width:,}; accepted: a longer text or a smaller context"
+            )
+        self._windows = tokens.unfold(0, self.width, 1)  # [length - width + 1, width], a view
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> Tensor:
         """The batch of `step`, or the part of it that belongs to one of `world` processes.
@@ -166,5 +169,5 @@ class TextBatches:
 
     def _rows(self, starts: Tensor) -> Tensor:
         rows = torch.full((len(starts), self.context + 1), BOS, dtype=torch.int64)
-        rows[:, self.context + 1 - self.width:] = self._windows[starts]
+        rows[:, self.context + 1 - self.width :] = self._windows[starts]
         return rows

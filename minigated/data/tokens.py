@@ -145,8 +145,10 @@ def cut_points(tokens: Tensor, fractions: tuple[float, ...]) -> list[int]:
     cuts = _document_cuts(tokens, fractions) or [_character_start(tokens, int(f * length)) for f in fractions]
     edges = [0, *cuts, length]
     if any(left >= right for left, right in zip(edges, edges[1:])):
-        raise InputError(f"a text of {length} bytes is too short to be cut into {len(cuts) + 1} parts; "
-                         f"accepted: about {100 * (len(cuts) + 1)} bytes or more")
+        raise InputError(
+            f"a text of {length} bytes is too short to be cut into {len(cuts) + 1} parts; "
+            f"accepted: about {100 * (len(cuts) + 1)} bytes or more"
+        )
     return cuts
 
 
@@ -155,7 +157,7 @@ def _document_cuts(tokens: Tensor, fractions: tuple[float, ...]) -> list[int] | 
     ends = ends[ends < len(tokens)]
     cuts, low = [], 0
     for later, fraction in zip(range(len(fractions) - 1, -1, -1), fractions):
-        free = ends[low:len(ends) - later]  # leaves a document end for each cut that follows
+        free = ends[low : len(ends) - later]  # leaves a document end for each cut that follows
         if len(free) == 0:
             return None
         nearest = int(np.abs(free - fraction * len(tokens)).argmin())

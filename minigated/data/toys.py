@@ -61,7 +61,7 @@ class BackcopyTask:
         self.vocabulary = self.bos + 1
         self.triggers = torch.tensor([self.characters.index(trigger) for trigger in TRIGGERS])
         self.length, self.seed, self.batch = length, seed, batch
-        self.tokens = self._draw(sequences, seed, _TRAINING)                  # [sequences, length]
+        self.tokens = self._draw(sequences, seed, _TRAINING)  # [sequences, length]
 
     def batch_at(self, step: int, rank: int = 0, world: int = 1) -> Tensor:
         """The training sequences of `step`, drawn with replacement: a pure function of (seed, step).
@@ -113,7 +113,7 @@ class BackcopyTask:
         one_of("kind", kind, ("all", "trigger", "other"))
         if not 1 <= first <= self.length - 2:
             raise InputError(f"first query {first} is out of range; accepted: 1 to {self.length - 2}")
-        row_entropy = -(self.bigrams * np.log(np.where(self.bigrams > 0, self.bigrams, 1))).sum(1)   # [65]
+        row_entropy = -(self.bigrams * np.log(np.where(self.bigrams > 0, self.bigrams, 1))).sum(1)  # [65]
         trigger = np.isin(np.arange(self.bos), self.triggers.numpy())
         counted = {"all": np.ones_like(trigger), "trigger": trigger, "other": ~trigger}[kind]
         pair = np.zeros((self.vocabulary, self.bos))  # chance of (character before, the query's)
@@ -122,7 +122,7 @@ class BackcopyTask:
         for query in range(1, self.length - 1):
             copied = pair * trigger
             copied[self.bos] = 0
-            drawn = (pair - copied).sum(0)                                                 # [65]
+            drawn = (pair - copied).sum(0)  # [65]
             if query >= first:
                 nats += (drawn * row_entropy)[counted].sum()
                 queries += pair[:, counted].sum()
@@ -134,7 +134,7 @@ class BackcopyTask:
         chance = uniforms(seed, 0, count * self.length, stream).reshape(self.length, count)
         # Row c: the bigram row of c summed up; last row (BOS): the frequencies. A chance falls into one
         # interval.
-        steps = np.concatenate((self.bigrams, self.frequencies[None])).cumsum(1)           # [66, 65]
+        steps = np.concatenate((self.bigrams, self.frequencies[None])).cumsum(1)  # [66, 65]
         steps /= steps[:, -1:]
         tokens = np.full((count, self.length), self.bos)
         triggers = self.triggers.numpy()
@@ -151,7 +151,7 @@ class BackcopyTask:
 @functools.cache
 def _statistics() -> tuple[str, np.ndarray, np.ndarray]:
     """Characters of TinyShakespeare, their frequencies [65], and the bigram table [65, 65]."""
-    text = np.frombuffer((FILES / "tinyshakespeare.txt").read_bytes(), dtype=np.uint8)     # ASCII
+    text = np.frombuffer((FILES / "tinyshakespeare.txt").read_bytes(), dtype=np.uint8)  # ASCII
     values, ids = np.unique(text, return_inverse=True)
     counts = np.zeros((len(values), len(values)))
     np.add.at(counts, (ids[:-1], ids[1:]), 1)

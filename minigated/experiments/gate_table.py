@@ -1,105 +1,23 @@
 """`ch02_gate_table`: every dense row of the paper's Tables 1, 3 and 4, trained under one budget and compared."""
 
+import math
 import time
 from pathlib import Path
 
-import torch
-
 from minigated import records
-from minigated.data import TextBatches, data_root, load_text
-from minigated.device import autocast, choose_device, choose_precision
-from minigated.errors import InputError
-from minigated.experiments.runlog import RunLog, settings_of
-from minigated.lm import build_lm, lm_loss
-from minigated.measure import measure, summary
-from minigated.recipe import TrainConfig
+from minigated.device import choose_device
+from minigated.experiments.lm_runs import FILES, find_text, train_one
+from minigated.experiments.runlog import RunLog
+from minigated.measure import summary
 from minigated.statistics import bootstrap_rank_correlation, paired_difference, rank_correlation, verdict
-from minigated.train import Trainer
-from minigated.variants import VARIANTS, get_variant, parameters
+from minigated.variants import VARIANTS, get_variant
 
-FILES = [
-    f"minigated/{n}.py"
-    for n in ("attention", "gates", "layers", "lm", "measure", "recipe", "rope", "train", "variants")
-]
-FILES += ["minigated/data/text.py", "minigated/experiments/gate_table.py"]
 NAMES = tuple(n for n, v in VARIANTS.items() if v.dense and v.paper.rows[:2] in ("T1", "T3", "T4"))
-SCALES = {
-    "cpu": {
-        "size": "lm_nano",
-        "context": 128,
-        "batch": 16,
-        "steps": 60,
-        "warmup": 10,
-        "windows": 64,
-        "text": "shakespeare",
-    },
-    "gpu": {
-        "size": "lm_small",
-        "context": 512,
-        "batch": 64,
-        "steps": 900,
-        "warmup": 100,
-        "windows": 2048,
-        "text": "books",
-    },
+PLANS = {
+    "cpu": {"size": "lm_nano", "context": 128, "batch": 16, "steps": 60, "warmup": 10, "windows": 64},
+    "gpu": {"size": "lm_small", "context": 512, "batch": 64, "steps": 840, "warmup": 100, "windows": 2048},
 }
-RATE = 2e-3
-PROBED = 32  # held-out windows that the measures see
-
-
-def find_text(name: str):
-    """The corpus of that name; "books" is a file `books.txt.xz` in the data folder, which no public home holds."""
-    if name != "books":
-        return load_text(name)
-    path = data_root() / "books.txt.xz"
-    if not path.exists():
-        raise InputError(
-            f"text 'books' is not at {path}; put a large UTF-8 text there (documents separated by <|endoftext|>), "
-            f"or choose another with --text, e.g. --text enwik8"
-        )
-    return load_text(path)
-
-
-@torch.no_grad()
-def evaluate(model, corpus_part, plan: dict, device, precision: str) -> float:
-    """Mean nats a byte over the first `windows` windows of a held-out part."""
-    batches = TextBatches(corpus_part, context=plan["context"], batch=plan["batch"])
-    total = 0.0
-    model.eval()
-    for batch in batches.sequential(plan["windows"] // plan["batch"]):
-        with autocast(device, precision):
-            total += lm_loss(model, batch.to(device)).item()
-    model.train()
-    return total / (plan["windows"] // plan["batch"])
-
-
-def train_one(variant: str, seed: int, plan: dict, corpus, device, **overrides) -> dict:
-    """Trains one variant with one seed; returns its test loss, measures, curve and costs."""
-    torch.manual_seed(seed)
-    model = build_lm(plan["size"], variant=variant, context=plan["context"], match_parameters=True, **overrides)
-    batches = TextBatches(corpus.train, context=plan["context"], batch=plan["batch"], seed=seed)
-    config = TrainConfig(
-        steps=plan["steps"],
-        warmup=plan["warmup"],
-        rate=plan.get("rate", RATE),
-        seed=seed,
-        device=str(device),
-        name=f"{variant} #{seed}",
-    )
-    trainer = Trainer(model, lm_loss, batches.at, config)
-    result = trainer.run()
-    precision = choose_precision("auto", device)
-    held_out = TextBatches(corpus.test, context=plan["context"], batch=8).sequential(PROBED // 8)
-    seen = measure(model, (b[:, :-1] for b in held_out), torch.bfloat16 if precision == "bf16" else None)
-    every = max(1, plan["steps"] // 60)
-    return {
-        "test": evaluate(model, corpus.test, plan, device, precision),
-        "measures": {k: v for k, v in seen.items() if k != "first_token_share_by_head"},
-        "curve": [[i, round(result.losses[i], 4)] for i in range(every - 1, len(result.losses), every)],
-        "parameters": parameters(model), "ffn_width": model.config.ffn_width,
-        "seconds": result.seconds, "compile_seconds": result.compile_seconds,
-        "tokens_per_second": result.tokens_per_second, "peak_memory": result.peak_memory, "stopped": result.stopped,
-    }  # fmt: skip
+TEXTS = {"cpu": "shakespeare", "gpu": "books"}
 
 
 def make_row(name: str, runs: list[dict]) -> dict:
@@ -114,7 +32,7 @@ def make_row(name: str, runs: list[dict]) -> dict:
     test = [r["test"] for r in results]
     return records.row(
         name, test, paper.ppl,
-        perplexity=torch.tensor(mean(test)).exp().item(),
+        perplexity=math.exp(mean(test)),
         gate_score=mean([t["gate_score"] for t in tables]), paper_gate_score=paper.gate_score,
         f_attn=mean([t["f_attn"] for t in tables]), paper_f_attn=paper.f_attn, uniform=tables[0]["uniform"],
         m_act=mean([t["m_act"] for t in tables]), paper_m_act=paper.m_act,
@@ -161,7 +79,7 @@ def claims(rows: list[dict]) -> list[dict]:
     ]
 
 
-def build_record(log: RunLog, names, seeds, plan: dict, scale: str, corpus) -> dict:
+def build_record(log: RunLog, names, seeds, scale: str, corpus) -> dict:
     """Rows, rank correlation with the paper's order, claims."""
     complete = [s for s in seeds if all(log.find(variant=n, seed=s) for n in names)]
     rows = [make_row(n, [log.find(variant=n, seed=s) for s in complete]) for n in names]
@@ -189,20 +107,19 @@ def build_record(log: RunLog, names, seeds, plan: dict, scale: str, corpus) -> d
 
 
 def run(scale="cpu", seeds=None, device="auto", out=None, text=None, resume=False, names=None) -> dict:
-    """Trains what the log lacks, seed by seed so that a stop leaves whole seeds, and writes the record."""
-    plan = SCALES[scale] | ({"text": text} if text else {})
+    """Trains what the log lacks, variant by variant so that seeds share a compilation, and writes the record."""
     chosen = choose_device("cuda" if scale == "gpu" and device == "auto" else device)
-    corpus = find_text(plan["text"])
+    corpus = find_text(text or TEXTS[scale])
+    plan = PLANS[scale] | {"rate": 2e-3, "model": {}}
     folder = Path(out or (records.FOLDER if scale == "gpu" else "runs"))
-    settings = settings_of(**{**plan, "text": corpus.name}, rate=RATE, sha256=corpus.sha256, match_parameters=True)
+    settings = plan | {"text": corpus.name, "sha256": corpus.sha256, "match_parameters": True}
     log = RunLog(folder, "ch02_gate_table", settings, FILES, resume)
-    wanted, names = list(range(seeds or 3)), names or NAMES
-    record = None
-    for seed in wanted:
-        start = time.perf_counter()
-        for name in names:
+    wanted, names, start = list(range(seeds or 3)), names or NAMES, time.perf_counter()
+    for name in names:
+        for seed in wanted:
             found = log.get(lambda n=name, s=seed: train_one(n, s, plan, corpus, chosen), variant=name, seed=seed)
-            print(f"{name:22} seed {seed}: {found['result']['test']:.4f} nats a byte", flush=True)
-        record = build_record(log, names, wanted[: seed + 1], plan, scale, corpus)
-        print(f"seed {seed} in {time.perf_counter() - start:.0f} s; wrote {records.write(record, folder)}", flush=True)
+            at = f"{time.perf_counter() - start:5.0f} s"
+            print(f"{at}  {name:22} seed {seed}: {found['result']['test']:.4f} nats a byte", flush=True)
+    record = build_record(log, names, wanted, scale, corpus)
+    print(f"wrote {records.write(record, folder)}", flush=True)
     return record

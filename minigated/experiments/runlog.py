@@ -1,6 +1,5 @@
 """A log of single runs, written as they come, from which a record is made: a cut call loses one run at most."""
 
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -76,11 +75,3 @@ class RunLog:
         if len(devices) > 1 or len(days) > 1:
             text.append(f"Runs were made on {', '.join(devices)} on {', '.join(days)}.")
         return " ".join(text)
-
-
-def settings_of(*parts: object, **more) -> dict:
-    """Joins dataclasses and keywords into one JSON-able dict of settings."""
-    out = dict(more)
-    for part in parts:
-        out |= dataclasses.asdict(part)
-    return out

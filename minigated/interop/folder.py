@@ -108,8 +108,8 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} was refused: it is no plain file of tensors, and unpickling it could run code; "
             "safetensors, or a dict of tensors written by torch.save, is accepted"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise InputError(f"{file} is damaged: {_first_line(error)}") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{file} cannot be read: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{file} holds other things than tensors; a state dict is accepted")
     return state
