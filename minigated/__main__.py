@@ -18,10 +18,11 @@ def _shared(parser: argparse.ArgumentParser) -> None:
 
 def variants(args) -> int:
     """Lists the gate variants beside the paper's numbers."""
+    from minigated.table2 import format_dense_rows
     from minigated.variants import format_rows, variant_rows
 
     rows = variant_rows()
-    print(json.dumps(rows, indent=1) if args.json else format_rows(rows))
+    print(json.dumps(rows, indent=1) if args.json else f"{format_rows(rows)}\n\n{format_dense_rows()}")
     return 0
 
 
@@ -34,7 +35,8 @@ def models(args) -> int:
         print(json.dumps(rows, indent=1))
     else:
         print(
-            f"{'model':12}{'parameters':>15}  {'layers':>6} {'width':>6} {'heads':>6} {'kv':>4} {'ffn':>6} {'vocabulary':>11}"
+            f"{'model':12}{'parameters':>15}  {'layers':>6} {'width':>6} {'heads':>6} {'kv':>4} {'ffn':>6} "
+            f"{'vocabulary':>11}"
         )
         for row in rows:
             print(

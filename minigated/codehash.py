@@ -1,4 +1,4 @@
-"""A hash of what a Python file does: its syntax tree without docstrings, so that a comment or a line break ages nothing."""
+"""A hash of what a Python file does: comments, docstrings and line breaks do not count, so they age no record."""
 
 import ast
 import hashlib

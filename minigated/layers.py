@@ -8,7 +8,8 @@ from torch import Tensor, nn
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last dimension (arXiv 1910.07467): x / rms(x) * weight.
 
-    The statistics run in float32 and the weight is multiplied after the cast back, as Llama and Qwen3 do.
+    The statistics run in float32 (float64 stays float64) and the weight is multiplied after the cast back, as
+    Llama and Qwen3 do.
     """
 
     def __init__(self, width: int, eps: float = 1e-6):
@@ -17,7 +18,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight.to(x.dtype) * normed.to(x.dtype)
 

@@ -95,7 +95,9 @@ class LMConfig:
 
 
 SIZES: dict[str, LMConfig] = {
-    "lm_nano": LMConfig(width=128, layers=4, heads=4, kv_heads=2, head_width=32, ffn_width=384, context=256),
+    "lm_nano": LMConfig(
+        width=128, layers=4, heads=4, kv_heads=2, head_width=32, ffn_width=384, context=256, ffn_multiple=4
+    ),
     "lm_small": LMConfig(width=512, layers=8, heads=8, kv_heads=2, head_width=64, ffn_width=1536),
     "lm_medium": LMConfig(width=768, layers=12, heads=12, kv_heads=4, head_width=64, ffn_width=2048),
     "1.7B-28L": LMConfig(
@@ -219,7 +221,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def lm_loss(model: nn.Module, batch: Tensor) -> Tensor:
-    """`next_token_loss` of a batch of windows [B, T + 1]: inputs are all but the last token, targets all but the first."""
+    """`next_token_loss` of windows [B, T + 1]: inputs are all but the last token, targets all but the first."""
     return next_token_loss(model(batch[:, :-1]), batch[:, 1:])
 
 

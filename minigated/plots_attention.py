@@ -87,7 +87,7 @@ def curves(
     for index, (label, values) in enumerate(series.items()):
         look = style(index) if markers and not nested else {**style(index), "marker": ""}
         if nested:
-            look |= {"linewidth": max(1.5, 9.0 - 3.75 * index), "alpha": min(1.0, 0.4 + 0.3 * index)}
+            look["linewidth"] = max(1.5, 8.0 - 3.25 * index)
         axis.plot(x, values, label=label, **look)
     for label, height in (levels or {}).items():
         axis.axhline(height, color=INK, linewidth=1, linestyle=(0, (2, 2)))
@@ -99,7 +99,8 @@ def curves(
         axis.set_ylim(bottom=0)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
-    axis.legend()
+    if len(series) > 1:
+        axis.legend()
     figure.tight_layout()
     return figure
 
@@ -139,7 +140,7 @@ def cost_figure(rows: list[dict], beside: list[dict] | None = None):
             axis.plot(*points, "o", **ring)
         _log_axes(axis, sorted({row["tokens"] for row in [*rows, *(beside or [])]}))
         axis.set_ylabel(label)
-    axes[0, 0].legend()
+    axes[0, 0].legend(loc="upper left")
     axes[-1, 0].set_xlabel("tokens T")
     figure.tight_layout()
     return figure

@@ -21,12 +21,31 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "results"
 VERDICTS = ("reproduced", "direction only", "not at this scale", None)
 SCHEMA: dict[str, tuple] = {
-    "id": (str,), "chapter": (int,), "claim": (str,), "command": (str,), "config": (dict,), "seeds": (list,),
-    "metric": (dict,), "rows": (list,), "verdict": (str, type(None)), "data": (dict,), "hardware": (dict,),
-    "software": (dict,), "code": (dict,), "seconds": (int, float), "utc": (str,), "note": (str,),
-}  # fmt: skip
-ROW = {"name": (str,), "values": (list,), "mean": (int, float), "std": (int, float, type(None)),
-       "paper": (int, float, type(None)), "extra": (dict,)}  # fmt: skip
+    "id": (str,),
+    "chapter": (int,),
+    "claim": (str,),
+    "command": (str,),
+    "config": (dict,),
+    "seeds": (list,),
+    "metric": (dict,),
+    "rows": (list,),
+    "verdict": (str, type(None)),
+    "data": (dict,),
+    "hardware": (dict,),
+    "software": (dict,),
+    "code": (dict,),
+    "seconds": (int, float),
+    "utc": (str,),
+    "note": (str,),
+}
+ROW = {
+    "name": (str,),
+    "values": (list,),
+    "mean": (int, float),
+    "std": (int, float, type(None)),
+    "paper": (int, float, type(None)),
+    "extra": (dict,),
+}
 
 
 # ---------------------------------------------------------------------------------------------- making one
@@ -158,7 +177,7 @@ def stale_files(record: dict) -> list[str]:
     return changed
 
 
-# ---------------------------------------------------------------------------------------------- words made from a record
+# ------------------------------------------------------------------------------------------- words made from a record
 def seeds_in_words(record: dict) -> str:
     """ "3 seeds", "20 repetitions" for times, or "single run" where there is one."""
     counts = {len(entry["values"]) for entry in record["rows"]}

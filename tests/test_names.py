@@ -29,7 +29,7 @@ def commands() -> set[str]:
 
 
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):(?!=)", (ROOT / "Makefile").read_text(), flags=re.M)) - {"help"}
+    return set(re.findall(r"^([a-z]+):(?!=)", (ROOT / "Makefile").read_text(), flags=re.M)) - {"help", "install"}
 
 
 def notebooks() -> set[str]:

@@ -126,9 +126,19 @@ def train_backcopy(
     torch.manual_seed(seed)
     model = BackcopyModel(task.vocabulary, task.tokens.shape[1] - 1, gate, embedding_std=embedding_std)
     config = TrainConfig(
-        steps=max(schedule, steps), rate=3e-3, betas=(0.9, 0.98), weight_decay=0.1, warmup=50, final_ratio=0.0, clip=0.0,
-        seed=seed, device=device, eval_every=every, progress=progress, name=f"backcopy, gate {gate or 'none'}",
-    )  # fmt: skip
+        steps=max(schedule, steps),
+        rate=3e-3,
+        betas=(0.9, 0.98),
+        weight_decay=0.1,
+        warmup=50,
+        final_ratio=0.0,
+        clip=0.0,
+        seed=seed,
+        device=device,
+        eval_every=every,
+        progress=progress,
+        name=f"backcopy, gate {gate or 'none'}",
+    )
     start = {"step": 0, **look(model, task, fresh)}
     trainer = Trainer(model, backcopy_loss, task.batch_at, config, evaluate=lambda m: look(m, task, fresh))
     return model, [start, *trainer.run(until=steps).evals]

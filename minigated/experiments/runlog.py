@@ -42,8 +42,8 @@ class RunLog:
                 self.runs.append(run)
         if self.runs and not resume:
             raise InputError(
-                f"{self.path} already holds {len(self.runs)} runs with these settings; add --resume to go on from them, "
-                f"or choose another folder with --out"
+                f"{self.path} already holds {len(self.runs)} runs with these settings; "
+                f"add --resume to go on from them, or choose another folder with --out"
             )
 
     def find(self, **key) -> dict | None:
@@ -55,10 +55,15 @@ class RunLog:
         run = self.find(**key)
         if run is None:
             run = {
-                "key": key, "digest": self.digest, "result": make(), "hardware": hardware(), "software": software(),
-                "commit": commit(), "files": file_hashes(self.files),
+                "key": key,
+                "digest": self.digest,
+                "result": make(),
+                "hardware": hardware(),
+                "software": software(),
+                "commit": commit(),
+                "files": file_hashes(self.files),
                 "utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            }  # fmt: skip
+            }
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(run, allow_nan=False) + "\n")
             self.runs.append(run)
@@ -75,3 +80,10 @@ class RunLog:
         if len(devices) > 1 or len(days) > 1:
             text.append(f"Runs were made on {', '.join(devices)} on {', '.join(days)}.")
         return " ".join(text)
+
+    def as_made(self, record: dict) -> dict:
+        """The record with device, versions, code and time of the runs, not of the moment it is written."""
+        last = self.runs[-1]
+        record["hardware"], record["software"], record["utc"] = last["hardware"], last["software"], last["utc"]
+        record["code"] = {"commit": last["commit"], "files": last["files"]}
+        return record
