@@ -1,4 +1,4 @@
-"""Exercises of chapter 2: replace a `raise` by your answer; `pytest exercises -k 2_1` checks it."""
+"""Exercises of chapter 2. Replace a `raise` by your answer, then `pytest exercises -k 2_1`."""
 
 import math  # noqa: F401
 

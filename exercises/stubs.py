@@ -12,7 +12,7 @@ from minigated.check import load_exercises
 from minigated.exercise_text import read_functions
 
 HERE = Path(__file__).resolve().parent
-HEADER = '''"""Exercises of chapter {chapter}: replace a `raise` by your answer; `pytest exercises -k {first}` checks it."""
+HEADER = '''"""Exercises of chapter {chapter}. Replace a `raise` by your answer, then `pytest exercises -k {first}`."""
 
 import math  # noqa: F401
 

@@ -68,7 +68,7 @@ def exercise_html(exercise, source: Source) -> str:
         f'<section class="exercise" id="exercise-{exercise.id.replace(".", "-")}">\n'
         f"<h4>{exercise.id} {_inline(exercise.title)}</h4>\n"
         f'<p class="exercise-facts">{facts}</p>\n'
-        f"{_paragraphs(source.statement)}\n{_code(source.signature)}\n"
+        f"{_code(source.signature)}\n{_paragraphs(source.statement)}\n"
         f"{details_html(exercise, source)}\n</section>"
     )
 
@@ -77,7 +77,7 @@ def details_html(exercise, source: Source) -> str:
     """Hint, pseudo-code and solution, each folded. Holds no blank line: Markdown would end there."""
     steps = (
         ("Hint", _paragraphs(exercise.hint)),
-        ("Pseudo-code", _code(exercise.pseudo)),
+        ("Pseudo-code", _code(exercise.pseudo, "")),
         ("Solution", _code(source.body)),
     )
     return "\n".join(
@@ -89,7 +89,7 @@ def details_html(exercise, source: Source) -> str:
 def _paragraphs(text: str) -> str:
     """Prose to <p>, indented blocks and the sections Args, Returns and Raises to <pre>."""
     return "\n".join(
-        _code(block) if _is_block(block) else f"<p>{_inline(' '.join(block.split()))}</p>"
+        _code(block, "") if _is_block(block) else f"<p>{_inline(' '.join(block.split()))}</p>"
         for block in re.split(r"\n\s*\n", dedent(text).strip("\n"))
     )
 
@@ -99,10 +99,11 @@ def _is_block(block: str) -> bool:
 
 
 def _inline(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+    return re.sub(r"\*([^\s*](?:[^*]*[^\s*])?)\*", r"<em>\1</em>", text)  # not the spaced * of a product
 
 
-def _code(text: str) -> str:
+def _code(text: str, language: str = ' class="language-python"') -> str:
     escaped = html.escape(dedent(text).strip("\n"), quote=False)
     # A character reference in place of an empty line: Markdown would end the HTML block there.
-    return f'<pre><code class="language-python">{escaped}</code></pre>'.replace("\n\n", "\n&#10;")
+    return f"<pre><code{language}>{escaped}</code></pre>".replace("\n\n", "\n&#10;")

@@ -67,7 +67,13 @@ def hardware() -> dict:
     """Name and count of the device that runs: the GPU if there is one, else the processor's cores."""
     if torch.cuda.is_available():
         return {"device": torch.cuda.get_device_name(), "count": 1}
-    return {"device": f"CPU ({platform.machine()}), {torch.get_num_threads()} threads", "count": 1}
+    return processor()
+
+
+def processor() -> dict:
+    """The processor and the threads torch uses on it."""
+    threads = torch.get_num_threads()
+    return {"device": f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}", "count": 1}
 
 
 def software() -> dict:

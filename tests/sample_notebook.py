@@ -25,7 +25,7 @@ $$
 Y' = Y \odot \sigma(X W_\theta) \tag{5}
 $$
 and text right behind it. <a id="eq-5"></a>"""
-TABLE = r"""## A table and notes
+TABLE = r"""## A table, notes, and $\sqrt D$
 
 Rows follow the sentence at once:
 | position | score $\mid$ shape | parameters |

@@ -37,10 +37,10 @@ def test_checkpoint_has_three_files_and_says_what_it_is(tmp_path):
 
 
 def test_last_two_are_kept_in_order_of_steps(tmp_path):
-    for step in (8, 9, 10, 1_000_000):
+    for step in (8, 9, 999_999, 1_000_000):
         save_toy(tmp_path, step)
-    assert names(tmp_path) == ["step_000010", "step_1000000"]
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000010", "step_1000000"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_999999", "step_1000000"]
+    assert len(names(tmp_path)) == 2
 
 
 def test_same_step_may_be_saved_again(tmp_path):
@@ -97,13 +97,13 @@ def test_tied_weights_stand_once_and_come_back_tied(tmp_path):
         fitting_weights(ToyModel(tied=True), untied)
 
 
-def test_views_of_one_buffer_are_saved_apart(tmp_path):
+def test_overlapping_views_are_saved_apart(tmp_path):
     both = torch.arange(6.0)
     model = torch.nn.Module()
-    model.register_buffer("first", both[:3])
-    model.register_buffer("second", both[3:])
+    model.register_buffer("first", both[:4])
+    model.register_buffer("second", both[2:])
     save_weights(model, tmp_path / "w.safetensors")
-    assert fitting_weights(model, tmp_path / "w.safetensors")["second"].tolist() == [3.0, 4.0, 5.0]
+    assert fitting_weights(model, tmp_path / "w.safetensors")["second"].tolist() == [2.0, 3.0, 4.0, 5.0]
 
 
 @pytest.mark.parametrize("tied", [False, True])

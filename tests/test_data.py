@@ -110,6 +110,14 @@ def test_few_documents_still_give_three_splits():
     assert cut_points(three, (0.90, 0.95)) == [4, 95]
     two = torch.tensor([*b"abc" * 30, EOT, *b"efghijklm"], dtype=torch.uint8)
     assert cut_points(two, (0.90, 0.95)) == [90, 95]  # too few to give each split one: by position
+    late = torch.tensor([*b"d" * 94, EOT, *b"abc", EOT, *b"e"], dtype=torch.uint8)
+    assert cut_points(late, (0.90, 0.95)) == [95, 99]  # no document end serves twice
+    closed = torch.tensor([*b"d" * 50, EOT, *b"abc" * 10, EOT], dtype=torch.uint8)
+    assert cut_points(closed, (0.90, 0.95)) == [73, 77]  # the end of the text is no place to cut
+
+
+def test_a_character_is_never_cut():
+    assert cut_points(encode("字" * 25), (0.90, 0.95)) == [69, 72]  # 67 and 71 lie inside one
 
 
 def test_wrong_bytes_are_named_with_their_offset(tmp_path, monkeypatch):

@@ -288,9 +288,9 @@ def test_processes_take_turns(tmp_path):
     assert order == ["first", "second"]
 
 
-def zipped(members: dict[str, bytes]) -> bytes:
+def zipped(members: dict[str, bytes], pack: int = zipfile.ZIP_DEFLATED) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", pack) as archive:
         for name, body in members.items():
             archive.writestr(name, body)
     return file.getvalue()
@@ -375,15 +375,33 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_ready(small_source
     assert not [name for name in names(tmp_path / "tinystories") if name.startswith("tokens")]
 
 
-def test_a_broken_archive_is_named(small_sources, tmp_path, monkeypatch):
-    body = bytearray(small_sources.bodies["/w.zip"])
-    body[45] ^= 0xFF
-    small_sources.bodies["/w.zip"] = bytes(body)
-    source = sources_module.SOURCES["wikitext2"]
-    broken = Download("w.zip", source.downloads[0].urls, 0, None, source.downloads[0].members)
-    monkeypatch.setitem(sources_module.SOURCES, "wikitext2", Source("wikitext2", *"-----", (broken,), by_part))
+@pytest.mark.parametrize("fault", ["compressed bytes", "stored bytes", "no zip file", "no such member"])
+def test_a_broken_archive_is_named(small_sources, tmp_path, monkeypatch, fault):
+    member = "w/train" if fault != "no such member" else "w/other"
+    pack = zipfile.ZIP_STORED if fault == "stored bytes" else zipfile.ZIP_DEFLATED
+    body = bytearray(zipped({member: b"train" * 9}, pack))
+    if fault.endswith("bytes"):
+        body[40] ^= 0xFF  # in the first member's content
+    small_sources.bodies["/w.zip"] = b"<html>" if fault == "no zip file" else bytes(body)
+    download = Download("w.zip", (small_sources.url("/w.zip"),), 0, None, ("w/train",))
+    monkeypatch.setitem(sources_module.SOURCES, "wikitext2", Source("wikitext2", *"-----", (download,), by_part))
     with pytest.raises(InputError, match="w.zip is no zip file with a sound 'w/train'"):
         load_text("wikitext2", tmp_path)
+
+
+def test_of_two_processes_one_prepares_the_data(small_sources, tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    folder, build, built = tmp_path / "enwik8", sources_module._build, []
+    monkeypatch.setattr(sources_module, "_build", lambda *a: built.append(1) or build(*a))
+    folder.mkdir()
+    with one_at_a_time(folder):
+        other = threading.Thread(target=load_text, args=("enwik8", tmp_path))
+        other.start()
+        other.join(0.2)
+        assert other.is_alive() and not built  # waits its turn
+        build(sources_module.SOURCES["enwik8"], folder)
+    other.join(5)
+    assert not other.is_alive() and not built  # and finds the work done
 
 
 def test_describe_downloads_and_names_the_place(small_sources, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from qwen_models import EQUAL, GROUPED, NARROW, pack_rows, released, tokens
 from safetensors.torch import save_file
 
+from minigated.__main__ import main
 from minigated.attention import AttentionShape
 from minigated.errors import InputError
 from minigated.interop import (
@@ -389,3 +390,31 @@ def test_the_folders_tokenizer(tmp_path):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert load_tokenizer(tmp_path).encode("open gates wide").ids == [1, 0, 2]
+
+
+@pytest.mark.parametrize("gate", ARMS)
+def test_the_measure_command_on_a_released_folder(tmp_path, gate, capsys):
+    """From the folder to the table of sinks and massive activations, as a user would type it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    state, config = released(GROUPED, gate)
+    folder = write_folder(tmp_path / "released", state, config, "bin")
+    words = ["?", "the", "and", "to", "I", "of", ",", "."]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    command = ["measure", str(folder), "--tokens", "24", "--sequences", "3", "--json", "--device", "cpu"]
+    assert main(command) == 0
+    measures = json.loads(capsys.readouterr().out)
+    assert measures["tokens"] == 24 and len(measures["first_token_share"]) == 2
+    assert len(measures["max_activation"]["ffn_residual"]) == 2
+    assert (measures["gate"] is None) == (gate is None)
+
+
+def test_the_measure_command_refuses_in_one_line(tmp_path, capsys):
+    state, config = released(GROUPED, None)
+    folder = write_folder(tmp_path / "released", without(FIRST)(state), config, "bin")
+    assert main(["measure", str(folder), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.strip().splitlines() == [
+        f"error: the weights are not those of a dense Qwen decoder: {FIRST} is missing"
+    ]

@@ -11,6 +11,21 @@ function renderMath(root) {
   });
 }
 
+// Headings with mathematics reach the table of contents as text.
+function renderMathInNavigation(root) {
+  root.querySelectorAll(".md-nav__link .md-ellipsis").forEach((node) => {
+    const parts = node.textContent.split(/\\\((.+?)\\\)/);
+    if (parts.length < 3) return;
+    node.textContent = "";
+    parts.forEach((part, i) => {
+      const piece = document.createElement("span");
+      if (i % 2) katex.render(part, piece, { throwOnError: false, strict: false });
+      else piece.textContent = part;
+      node.append(piece);
+    });
+  });
+}
+
 // What scrolls must be reachable without a mouse.
 function focusScrollable(root) {
   root.querySelectorAll(".nb-output pre, .nb-table, .md-typeset__scrollwrap, .katex-display").forEach((node) => {
@@ -20,6 +35,7 @@ function focusScrollable(root) {
 
 function ready() {
   renderMath(document);
+  renderMathInNavigation(document);
   focusScrollable(document);
 }
 

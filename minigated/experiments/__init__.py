@@ -6,6 +6,7 @@ from minigated.errors import one_of
 
 EXPERIMENTS = {
     "ch01_attention_cost": "minigated.experiments.attention_cost",
+    "ch02_backcopy": "minigated.experiments.backcopy_table",
     "ch02_gate_table": "minigated.experiments.gate_table",
     "ch02_sink_lm": "minigated.experiments.sink_lm",
 }

@@ -75,13 +75,15 @@ CLAIMS = (
 
 
 def judge(rows: list[dict]) -> list[dict]:
-    """The paper's single claims with their verdict by the house rule.
+    """The paper's single claims, of those whose rows are there, with their verdict by the house rule.
 
     A first-token share is only judged where the baseline has a sink, that is more than uniform attention gives.
     """
     by = {row["name"]: row for row in rows}
     judged = []
     for claim, name, rival, what in CLAIMS:
+        if name not in by or rival not in by:
+            continue
         a, b = (by[n]["values"] if what == "loss" else by[n]["extra"][f"{what}_values"] for n in (name, rival))
         mean, error = paired_difference(a, b)
         found = verdict(a, b, -1)
@@ -113,12 +115,13 @@ def build_record(log: RunLog, names, seeds, scale: str, corpus) -> dict:
     names = [n for n in names if n not in diverged]
     rows = [make_row(n, runs[n]) for n in names]
     order = rank_order(rows)
-    judged = judge(rows) if set(NAMES) <= set(names) else []
+    judged, missing = judge(rows), [n for n in NAMES if n not in names and n not in diverged]
     counts = [row["extra"]["parameters"] for row in rows]
+    left_out = [f"{why}: {', '.join(which)}." for why, which in (("Not run", missing), ("Diverged", diverged)) if which]
     note = (
-        f"{f'Diverged and left out: {diverged}. ' if diverged else ''}{order['said']} Parameters are matched within "
-        f"{max(counts) / min(counts) - 1:.1%} by a narrower feed-forward, which the paper's mixture-of-experts rows are "
-        f"not. The paper's column is the perplexity of its MoE-15A2B. {log.provenance()}"
+        f"{' '.join(left_out)} {order['said']} Parameters are matched within {max(counts) / min(counts) - 1:.1%} by a "
+        f"narrower feed-forward, which the paper's mixture-of-experts rows are not. The paper's column is the "
+        f"perplexity of its MoE-15A2B. {log.provenance()}"
     )
     record = records.make(
         files=FILES,

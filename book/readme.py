@@ -1,0 +1,121 @@
+"""Keeps README.md true: its results, its chapter table and its picture are made from the records.
+
+python book/readme.py          write them
+python book/readme.py --check  exit 1 if they are not up to date
+"""
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from book import generated  # noqa: E402
+from minigated import records  # noqa: E402
+from minigated.errors import InputError  # noqa: E402
+from minigated.plots import INK, style  # noqa: E402
+
+PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def _record(name: str) -> dict | None:
+    try:
+        return records.load(name)
+    except InputError:
+        return None
+
+
+def _row(record: dict, name: str) -> dict:
+    return next(row for row in record["rows"] if row["name"] == name)
+
+
+def _made(record: dict) -> str:
+    return f"{record['hardware']['device']}, {record['utc'][:10]}, {records.seeds_in_words(record)}"
+
+
+def cpu_result() -> str | None:
+    """The toy task: half a minute on a CPU."""
+    record = _record("ch02_backcopy")
+    if record is None:
+        return None
+    plain, elementwise, headwise = (_row(record, name) for name in ("none", "elementwise", "headwise"))
+    return (
+        f"- **On a CPU, {plain['extra']['seconds']:.0f} s a run:** where attention has nothing to add, the first token gets "
+        f"{plain['mean']:.2f} of it without a gate, {elementwise['mean']:.2f} with a score a channel and "
+        f"{headwise['mean']:.2f} with a score a head; uniform attention would give {plain['extra']['uniform']:.2f} "
+        f"({_made(record)})."
+    )
+
+
+def gpu_result() -> str | None:
+    """The gate table: a language model on books."""
+    record = _record("ch02_gate_table")
+    if record is None:
+        return None
+    plain, gated = _row(record, "none"), _row(record, "g1_elementwise")
+    return (
+        f"- **On one GPU, {plain['extra']['seconds']:.0f} s a run:** a language model of "
+        f"{plain['extra']['parameters'] / 1e6:.0f} M parameters reaches {records.number(gated['mean'])} nats a byte with the "
+        f"gate and {records.number(plain['mean'])} without; its largest activations are {gated['extra']['m_act']:.0f} and "
+        f"{plain['extra']['m_act']:.0f} ({_made(record)})."
+    )
+
+
+def results(**_) -> str:
+    """One line for a CPU, one for a GPU; a missing record is said."""
+    lines = [cpu_result() or "- On a CPU: not recorded yet.", gpu_result() or "- On one GPU: not recorded yet."]
+    return "\n".join(lines)
+
+
+def chapters(**_) -> str:
+    """The site's chapter table, its links pointing into the repository."""
+    return generated.chapter_table(ROOT / "chapters")
+
+
+def filled(text: str) -> str:
+    """README with its generated parts made anew."""
+    make = {"results": results, "chapters": chapters}
+    return PART.sub(lambda m: m[1] + make[m[2]]() + "\n" + m[4], text)
+
+
+def picture() -> str:
+    """Share on the first token over training, from the record of the toy task, as SVG."""
+    record = records.load("ch02_backcopy")
+    plt.rcParams["svg.hashsalt"] = "minigated"  # the same record gives the same file
+    figure, axis = plt.subplots(figsize=(7.2, 2.9))
+    for index, (name, label) in enumerate(
+        (("none", "no gate"), ("elementwise", "gate, a score per channel"), ("headwise", "gate, a score per head"))
+    ):
+        histories = _row(record, name)["extra"]["histories"]
+        steps = [entry["step"] for entry in histories[0]]
+        runs = [[entry["share_other"] for entry in history] for history in histories]
+        mean = [sum(values) / len(values) for values in zip(*runs, strict=True)]
+        axis.plot(steps, mean, label=label, **style(index))
+        axis.fill_between(
+            steps, [min(v) for v in zip(*runs)], [max(v) for v in zip(*runs)], alpha=0.15, color=style(index)["color"]
+        )
+    axis.axhline(record["rows"][0]["extra"]["uniform"], color=INK, linestyle=":", label="uniform attention")
+    axis.set(xlabel="training step", ylabel="attention on the first token", ylim=(0, 1))
+    axis.legend(loc="upper left", fontsize=9)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()
+
+
+def main(arguments: list[str]) -> int:
+    """Writes README.md and its picture, or checks README.md."""
+    page = ROOT / "README.md"
+    text = page.read_text(encoding="utf-8")
+    if "--check" in arguments:
+        return 0 if filled(text) == text else 1
+    (ROOT / "docs" / "assets" / "sink.svg").write_text(picture(), encoding="utf-8")
+    page.write_text(filled(text), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,284 @@
+"""The built site: strict, light, complete, and on its own."""
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+import sample_notebook
+import site_build
+from bs4 import BeautifulSoup
+from site_build import ROOT
+
+import drawing  # isort: skip  (from book/, whose folder site_build adds)
+import generated  # isort: skip
+import notebook_page  # isort: skip
+from minigated import records
+
+pytestmark = pytest.mark.xdist_group("site")
+LIMIT = 150_000
+SMALL = """
+site_name: small
+nav: [Home: index.md, Chapters: []]
+plugins: [mkdocs-jupyter: {{include: ["*.ipynb"], cache: false}}]
+hooks: [{hooks}]
+validation: {{links: {{not_found: warn, anchors: warn}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def site() -> Path:
+    yield site_build.build()[0]
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[str, BeautifulSoup]:
+    """Every page by address, parsed."""
+    found = sorted(site.rglob("*.html"))
+    return {p.relative_to(site).as_posix(): BeautifulSoup(p.read_text("utf-8"), "html.parser") for p in found}
+
+
+@pytest.fixture(scope="module")
+def sample(pages) -> BeautifulSoup:
+    return pages["chapters/99_sample.html"]
+
+
+def text(node) -> str:
+    return " ".join(node.get_text().split())
+
+
+# ---------------------------------------------------------------------------------------------- the build
+def test_build_says_nothing_alarming(site):
+    said = site_build.build()[1]
+    assert not re.findall(r"^(?:WARNING|ERROR).*", said, re.MULTILINE)
+
+
+def test_dead_links_in_a_notebook_stop_the_build(tmp_path):
+    chapters = tmp_path / "chapters"
+    chapters.mkdir()
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# A\n[gone](nowhere.md) and [no such place](#nowhere)")]
+    )
+    nbformat.write(notebook, chapters / "98_links.ipynb")
+    small = tmp_path / "mkdocs.yml"
+    small.write_text(SMALL.format(hooks=ROOT / "book" / "hooks.py"), encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("# Home\n", encoding="utf-8")
+    done = site_build.mkdocs(chapters, tmp_path / "site", "--config-file", str(small))
+    assert done.returncode != 0
+    assert "nowhere.md" in done.stderr and "'#nowhere'" in done.stderr
+
+
+def test_a_cell_that_failed_is_refused(tmp_path):
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue="bad value", traceback=[])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("f()", outputs=[error])])
+    nbformat.write(notebook, tmp_path / "01_x.ipynb")
+    area = '<div class="jp-OutputArea-child"><div class="jp-OutputArea-output">x</div></div>'
+    area = f'<div class="jp-CodeCell">{area}</div>'
+    with pytest.raises(notebook_page.PageError, match="01_x.ipynb.*ValueError: bad value"):
+        notebook_page.build(tmp_path / "01_x.ipynb", area)
+    with pytest.raises(notebook_page.PageError, match="1 code cells, but 2 were converted"):
+        notebook_page.build(tmp_path / "01_x.ipynb", area * 2)
+
+
+def test_a_lost_output_is_noticed():
+    page = notebook_page.NotebookPage(outputs=["<p>one</p>", "<p>two</p>"])
+    slots = [notebook_page.SLOT.format(number) for number in (0, 1)]
+    assert page.fill("".join(slots)) == "<p>one</p><p>two</p>"
+    with pytest.raises(notebook_page.PageError, match="expected 2"):
+        page.fill(slots[0])
+
+
+# ---------------------------------------------------------------------------------------------- every page
+def test_pages_are_light(site):
+    heavy = {p.name: p.stat().st_size for p in site.rglob("*.html") if p.stat().st_size > LIMIT}
+    assert not heavy
+
+
+def test_pages_hold_no_pictures_as_data(pages):
+    assert not [(a, t["src"][:40]) for a, s in pages.items() for t in s.select("img[src^='data:']")]
+
+
+def test_nothing_is_fetched_from_elsewhere(site, pages):
+    fetched = [
+        (address, tag.get("src") or tag.get("href"))
+        for address, soup in pages.items()
+        for tag in soup.select("link[href], script[src], img[src], iframe[src], source[src], object[data]")
+    ]
+    assert fetched
+    assert not [f for f in fetched if urlsplit(f[1]).scheme in ("http", "https") or f[1].startswith("//")]
+    for sheet in site.rglob("*.css"):
+        assert not re.findall(r"(?:url\(|@import\s)[\"']?(?:https?:)?//[^)]*", sheet.read_text("utf-8")), sheet
+
+
+def test_links_and_anchors_lead_somewhere(site, pages):
+    ids = {
+        a: {t.get("id") for t in s.select("[id]")} | {t["name"] for t in s.select("a[name]")} for a, s in pages.items()
+    }
+    dead = []
+    for address, soup in pages.items():
+        for link in soup.select("a[href], link[href], script[src], img[src]"):
+            parts = urlsplit(link.get("href") or link.get("src"))
+            if parts.scheme or not (parts.path or parts.fragment) or address == "404.html":
+                continue
+            target = (site / address).parent / unquote(parts.path) if parts.path else site / address
+            target = target / "index.html" if target.is_dir() else target
+            name = target.resolve().relative_to(site.resolve()).as_posix()
+            anchor = unquote(parts.fragment)
+            own = {"__codelineno", "only-", "__"}  # made by the theme or read by its style sheet
+            if not target.exists():
+                dead.append((address, link.get("href") or link.get("src")))
+            elif anchor and name in ids and anchor not in ids[name] and not anchor.startswith(tuple(own)):
+                dead.append((address, f"{name}#{anchor}"))
+    assert not dead
+
+
+def test_each_page_is_a_document(pages):
+    for address, soup in pages.items():
+        if address == "404.html":
+            continue
+        assert len(soup.select("article h1")) == 1, address
+        assert soup.html["lang"] == "en"
+        skip = soup.select_one("a.md-skip")["href"]
+        assert soup.find(id=unquote(skip.removeprefix("#"))), f"{address}: skip to content leads to {skip}"
+        ids = [tag["id"] for tag in soup.select("article [id]")]
+        assert len(ids) == len(set(ids)), (address, [i for i in ids if ids.count(i) > 1])
+
+
+def test_pictures_have_words(pages):
+    silent = [(a, i["src"]) for a, s in pages.items() for i in s.select("article img") if not i.get("alt", "").strip()]
+    assert not [s for s in silent if not s[1].startswith("figures/99_sample")]  # the sample shows a bare plt.show()
+
+
+def test_no_dollar_is_left_in_the_text(pages):
+    for address, soup in pages.items():
+        article = BeautifulSoup(str(soup.article), "html.parser")
+        for part in article.select("pre, code, .arithmatex, .doc-signature"):
+            part.decompose()
+        assert not re.findall(r"\$[^$\n]{1,80}\$", article.get_text()), address
+
+
+# ---------------------------------------------------------------------------------------------- notebooks
+def test_sample_page_lost_nothing(sample):
+    shown = text(sample.article)
+    for marker in sample_notebook.MARKERS:
+        assert shown.count(marker) == 1, marker
+    assert text(sample.select_one("caption")) == "marker-html-table"
+    output = [pre for pre in sample.select(".nb-output pre") if "after two" in pre.get_text()]
+    assert "\n\n\nafter two blank lines <b>&</b>" in output[0].get_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "chapters").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_chapter_page_lost_nothing(path, pages):
+    notebook = nbformat.read(path, as_version=4)
+    page = pages[f"chapters/{path.stem}.html"]
+    code = [text(pre) for pre in page.select("article .highlight pre")]
+    outputs = text(page.article)
+    for cell in notebook.cells:
+        if cell.cell_type != "code" or {"remove-cell", "remove-input"} & set(cell.metadata.get("tags", [])):
+            continue
+        assert not cell.source.strip() or " ".join(cell.source.split()) in code
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                assert " ".join(output.text.split()) in outputs
+    captions = [text(c) for c in page.select("figure figcaption")]
+    assert len(captions) == sum("<figcaption>" in str(c.get("outputs")) for c in notebook.cells)
+
+
+def test_markdown_of_notebooks_is_rendered(sample):
+    article = sample.article
+    assert text(article.select_one(".admonition.note .admonition-title")) == "Note"
+    assert text(article.select_one(".admonition.note strong")) == "bold"
+    assert text(article.select_one(".admonition.warning code")) == "code"
+    assert text(article.select_one("details summary")) == "A folded hint"
+    assert text(article.select_one("details em")) == "until"
+    assert [text(i) for i in article.select("ul > li > ul > li")] == ["a nested item indented by two"]
+    assert len(article.select("div.arithmatex")) == 1 and len(article.select("span.arithmatex")) == 4 + 1
+    assert len(article.select("table")) == 2
+    assert "!!!" not in text(article) and "[!" not in text(article)
+    assert article.select_one("a[href='../notation.html']") and article.select_one("a[href='../api/attention.html']")
+    assert "the run kept in the repository: a GPU, gpu scale, torch 2.11.0, 3.3 minutes" in text(
+        article.select_one(".nb-run")
+    )
+
+
+def test_figures_become_files_for_light_and_dark(site, sample):
+    images = sample.select("article img")
+    assert [i["src"] for i in images] == [
+        "figures/99_sample-03-01-light.svg#only-light",
+        "figures/99_sample-03-01-dark.svg#only-dark",
+        "figures/99_sample-04-01.png",
+        "figures/99_sample-05-01.png",
+    ]
+    light, dark = ((site / "chapters" / i["src"].split("#")[0]).read_text("utf-8") for i in images[:2])
+    assert light != dark and "#7a7f87" not in light + dark and "#0072b2" in light.lower() and "#0072b2" in dark.lower()
+    assert all(int(i["width"]) > 200 and i["loading"] == "lazy" for i in images)
+    assert ["nb-opaque" in i.get("class", []) for i in images] == [False, False, False, True]
+
+
+def test_search_finds_each_code_cell_once(site):
+    index = json.loads((site / "search" / "search_index.json").read_text("utf-8"))
+    everything = "\n".join(entry["title"] + entry["text"] for entry in index["docs"])
+    for word in ("unique_code_word_one", "unique_code_word_two", "marker-text-cell", "marker-caption"):
+        assert everything.count(word) == 1, word
+    assert (site / "search" / "search_index.js").exists()  # search from disk reads this one
+
+
+def test_notebook_can_be_downloaded(site, sample):
+    link = sample.select_one(".nb-run a[download]")["href"]
+    assert nbformat.read(site / "chapters" / link, as_version=4).cells
+
+
+# ---------------------------------------------------------------------------------------------- generated parts
+def test_home_announces_every_chapter(pages):
+    rows = [text(row) for row in pages["index.html"].select("article table tbody tr")]
+    assert len(rows) == 9
+    ready = [chapter for chapter, row in zip(generated.PLAN, rows) if "in preparation" not in row]
+    assert [c.name for c in ready] == [
+        c.name for c in generated.PLAN if (ROOT / "chapters" / f"{c.name}.ipynb").exists()
+    ]
+
+
+def test_every_module_has_its_page(site):
+    missing = [
+        path
+        for path in (ROOT / "minigated").rglob("*.py")
+        if not path.name.startswith("_")
+        and not (site / "api" / path.relative_to(ROOT / "minigated").with_suffix(".html")).exists()
+    ]
+    assert not missing
+
+
+def test_picture_shows_the_numbers_of_the_table():
+    assert drawing.TARGET.read_text("utf-8") == drawing.draw(), "run: python book/drawing.py"
+    assert "0.265" in drawing.draw() and "0.048" in drawing.alt()
+
+
+def a_record(**changes) -> dict:
+    rows = [records.row("none", [1.5, 1.7], 6.026), records.row("g1_elementwise", [1.25, 1.5], 5.761)]
+    fields = {
+        "id": "ch02_sink_lm", "chapter": 2, "claim": "a gate | helps", "command": "python -m minigated run x",
+        "config": {}, "seeds": [0, 1], "metric": {"name": "nats a byte", "split": "test", "better": "lower"},
+        "rows": rows, "verdict": "direction only", "data": {"name": "books", "sha256": "0" * 64}, "seconds": 12.0,
+        "note": "A short run.",
+    }  # fmt: skip
+    return records.make(files=["minigated/gates.py"], **{**fields, **changes})
+
+
+def test_records_become_tables(tmp_path):
+    record = a_record()
+    records.write(record, tmp_path)
+    made = generated.record_sections(tmp_path)
+    assert records.table(record) in made and records.caption(record) in made
+    assert "| g1_elementwise | 1.25 | 1.5 |" in made and "A short run." in made
+    assert "`python -m minigated run ch02_gate_table`" in made  # has no record here
+    assert r"| a gate \| helps | direction only | [`ch02_sink_lm`](#ch02_sink_lm) |" in generated.verdicts(tmp_path)
+
+
+def test_results_page_lists_the_planned_records(pages):
+    shown = {tag["id"] for tag in pages["results.html"].select("h3[id]")}
+    planned = {name for names in generated.RECORDS.values() for name in names}
+    there = {path.stem for path in (ROOT / "docs" / "results").glob("*.json")}
+    assert shown == planned | there
