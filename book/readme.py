@@ -43,8 +43,8 @@ def cpu_result() -> str | None:
         return None
     plain, elementwise, headwise = (_row(record, name) for name in ("none", "elementwise", "headwise"))
     return (
-        f"- **On a CPU, {plain['extra']['seconds']:.0f} s a run:** where attention has nothing to add, the first token gets "
-        f"{plain['mean']:.2f} of it without a gate, {elementwise['mean']:.2f} with a score a channel and "
+        f"- **On a CPU, {plain['extra']['seconds']:.0f} s a run:** where attention has nothing to add, the first token "
+        f"gets {plain['mean']:.2f} of it without a gate, {elementwise['mean']:.2f} with a score a channel and "
         f"{headwise['mean']:.2f} with a score a head; uniform attention would give {plain['extra']['uniform']:.2f} "
         f"({_made(record)})."
     )
@@ -58,9 +58,9 @@ def gpu_result() -> str | None:
     plain, gated = _row(record, "none"), _row(record, "g1_elementwise")
     return (
         f"- **On one GPU, {plain['extra']['seconds']:.0f} s a run:** a language model of "
-        f"{plain['extra']['parameters'] / 1e6:.0f} M parameters reaches {records.number(gated['mean'])} nats a byte with the "
-        f"gate and {records.number(plain['mean'])} without; its largest activations are {gated['extra']['m_act']:.0f} and "
-        f"{plain['extra']['m_act']:.0f} ({_made(record)})."
+        f"{plain['extra']['parameters'] / 1e6:.0f} M parameters reaches {records.number(gated['mean'])} nats a byte "
+        f"with the gate and {records.number(plain['mean'])} without; its largest activations are "
+        f"{gated['extra']['m_act']:.0f} and {plain['extra']['m_act']:.0f} ({_made(record)})."
     )
 
 

@@ -42,7 +42,13 @@ def attention_loops(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Ten
 
 
 def causal_mask(queries: int, keys: int, device=None) -> Tensor:
-    """True where a query may look. The last query is aligned with the last key. Bool [queries, keys]."""
+    """True where a query may look. The last query is aligned with the last key. Bool [queries, keys].
+
+    Raises:
+        InputError: more queries than keys, so that the first ones would have nothing to look at.
+    """
+    if queries > keys:
+        raise InputError(f"causal attention needs at least as many keys as queries, got {queries} queries, {keys} keys")
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
@@ -101,8 +107,9 @@ def attention_blocks(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, block
             columns = start + torch.arange(kb.shape[-2], device=q.device)
             scores = scores.masked_fill(columns > rows, float("-inf"))
         raised = torch.maximum(maximum, scores.amax(-1, keepdim=True))
-        shrink = torch.exp(maximum - raised).nan_to_num()  # a row that has seen no key yet has nothing to rescale
-        weights = torch.exp(scores - raised).nan_to_num()
+        level = raised.masked_fill(raised == float("-inf"), 0.0)  # a row that has seen no key yet: exp(-inf - 0) = 0
+        shrink = torch.exp(maximum - level)
+        weights = torch.exp(scores - level)  # [..., T, b]
         total = total * shrink + weights.sum(-1, keepdim=True)
         output = output * shrink + weights @ vb
         maximum = raised
@@ -122,7 +129,7 @@ def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tens
     """
     queries, keys = q.shape[-2], k.shape[-2]
     mask = None
-    if causal and 1 < queries < keys:  # torch aligns its own causal mask at the start
+    if causal and queries != keys and queries > 1:  # torch aligns its own causal mask at the start
         mask = causal_mask(queries, keys, q.device)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal and queries == keys, enable_gqa=q.shape[1] != k.shape[1]

@@ -49,8 +49,6 @@ def train_command(args) -> int:
         print(f"step {entry['step']:6}  validation {entry['validation']:.4f} nats a byte")
     if result.checkpoint:
         print(f"saved {result.checkpoint}")
-    if result.stopped:
-        print(result.message)
     return {None: 0, "interrupted": 130}.get(result.stopped, 1)
 
 

@@ -295,13 +295,14 @@ def test_grouped_heads_equal_full_heads_with_repeated_weights():
 
 
 def test_qk_norm_makes_attention_blind_to_the_scale_of_queries_and_keys():
-    x = torch.randn(2, 5, 10)
-    for qk_norm, same in ((True, True), (False, False)):
-        module = Attention(SHAPE, qk_norm=qk_norm)
-        before = module(x)
-        with torch.no_grad():
-            module.q_proj.weight.mul_(50.0)
-        assert torch.allclose(module(x), before, atol=1e-4) == same
+    x = torch.randn(2, 5, 10, dtype=torch.float64)
+    for name in ("q_proj", "k_proj"):
+        for qk_norm in (True, False):
+            module = Attention(SHAPE, qk_norm=qk_norm, eps=1e-12).double()
+            before = module(x)
+            with torch.no_grad():
+                module.get_parameter(f"{name}.weight").mul_(50.0)
+            assert torch.allclose(module(x), before, atol=1e-6) == qk_norm
 
 
 # ------------------------------------------------------------------------------------ wrong input

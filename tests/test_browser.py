@@ -118,7 +118,7 @@ def background(driver) -> float:
 @pytest.mark.parametrize(("origin", "colours", "width"), SETTINGS)
 def test_every_page_reads_well(site, visit, origin, colours, width):
     allowed = {"file": ("file", "data", "blob"), "http": ("http", "data", "blob")}[origin]
-    for page in pages(site):
+    for page in pages(site) if origin == "file" else ["index.html", SAMPLE]:
         driver = visit(origin, colours, width, page)
         math = driver.execute_script(
             "const all = [...document.querySelectorAll('article .arithmatex')];"
@@ -211,6 +211,6 @@ def test_equation_numbers_do_not_cover_equations(visit):
     driver = visit("file", "light", PHONE, SAMPLE)
     base, tag = (
         driver.find_element(By.CSS_SELECTOR, f".katex-display .katex-html > {part}").rect
-        for part in (".base:nth-last-child(2)", ".katex-tag")
+        for part in (".katex-base:nth-last-child(2)", ".katex-tag")
     )
     assert base["x"] + base["width"] <= tag["x"] + 1
