@@ -217,10 +217,12 @@ def sink_figure(record: dict):
 
 # ---------------------------------------------------------------------------------------------- tables
 def claims_table(record: dict) -> str:
-    """The claims of a gate table as Markdown: difference, its standard error, verdict."""
-    lines = ["| the paper's claim | difference | standard error | verdict |", "|---|---:|---:|---|"]
+    """The claims of a gate table as Markdown: what was measured, difference, its standard error, verdict."""
+    units = {"loss": record["metric"]["name"], "m_act": "largest activation", "f_attn": "first-token share"}
+    lines = ["| the paper's claim | measured | difference | standard error | verdict |", "|---|---|---:|---:|---|"]
     for item in record["config"]["claims"]:
         error = item["standard_error"]
         shown = "–" if error is None else f"{error:.2g}"
-        lines.append(f"| {item['claim']} | {item['difference']:+.3g} | {shown} | {item['verdict']} |")
+        measured = units[item["measure"]]
+        lines.append(f"| {item['claim']} | {measured} | {item['difference']:+.3g} | {shown} | {item['verdict']} |")
     return "\n".join(lines)

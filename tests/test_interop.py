@@ -184,6 +184,14 @@ def test_missing_and_unexpected_weights_are_named_in_one_line():
     assert "2 unexpected (model.layers.0.self_attn.q_proj.bias, model.layers.1.self_attn.q_proj.bias)" in message
 
 
+def test_biases_that_nobody_asked_for():
+    """What a plain Qwen2 would bring: nothing is missing, and it must not be loaded without its biases."""
+    biases = {f"model.layers.{n}.self_attn.{name}_proj.bias": torch.zeros(3) for n in (0, 1) for name in "qkv"}
+    message = refused(lambda state: state | biases)
+    assert "6 unexpected (model.layers.0.self_attn.q_proj.bias, " in message and message.endswith(", ...)")
+    assert "missing" not in message
+
+
 def test_more_layers_in_the_config_than_in_the_weights():
     assert "11 missing" in refused(change_config={"num_hidden_layers": 3})
 

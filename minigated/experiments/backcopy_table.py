@@ -10,7 +10,7 @@ from minigated.experiments.backcopy import train_backcopy
 from minigated.statistics import verdict
 
 FILES = [f"minigated/{n}.py" for n in ("attention", "gates", "layers", "optimizer", "recipe", "train")]
-FILES += ["minigated/data/toys.py", "minigated/experiments/backcopy.py"]
+FILES += ["minigated/data/streams.py", "minigated/data/toys.py", "minigated/experiments/backcopy.py"]
 ARMS = {
     "none": {},
     "elementwise": {"gate": "elementwise"},

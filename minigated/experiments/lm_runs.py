@@ -14,8 +14,23 @@ from minigated.variants import parameters
 # The files whose code decides the numbers; a record carries their hashes.
 FILES = [
     f"minigated/{name}.py"
-    for name in ("attention", "device", "gates", "layers", "lm", "measure", "optimizer", "recipe", "rope", "train")
-] + ["minigated/variants.py", "minigated/data/text.py", "minigated/experiments/lm_runs.py"]
+    for name in (
+        *(
+            "attention",
+            "device",
+            "gates",
+            "layers",
+            "lm",
+            "measure",
+            "optimizer",
+            "recipe",
+            "rope",
+            "train",
+            "variants",
+        ),
+        *("data/streams", "data/text", "data/tokens", "experiments/lm_runs"),
+    )
+]
 PROBED = 32  # held-out windows that the measures see
 
 
