@@ -4,15 +4,20 @@ A marker is an HTML comment on its own line, `<!-- generated: chapters -->`; `MA
 """
 
 import ast
+import html
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 
-from minigated import records
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "book"))
+import figures  # noqa: E402
+import record_pages  # noqa: E402
+from record_pages import cell  # noqa: E402
+
 MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
@@ -36,11 +41,6 @@ PLAN = (
     Chapter("08_long_context", "Long context", "Why does a model without a sink stretch further?"),
     Chapter("09_fast_path", "The fast path", "How fast can all this run?"),
 )
-# Records that the book plans, by the chapter that shows them. A record may exist without being listed.
-RECORDS = {
-    1: ("ch01_attention_cost",),
-    2: ("ch02_gate_table", "ch02_sink_lm"),
-}
 # Modules in reading order; what is not listed comes last, under "Further modules".
 GROUPS = {
     "Models": ("rope", "layers", "attention", "gates", "variants", "lm"),
@@ -61,13 +61,13 @@ def fill(markdown: str, **given) -> str:
 # ---------------------------------------------------------------------------------------------- chapters
 def chapter_table(chapters: Path, **_) -> str:
     """One row a chapter: question, status, and how long its notebook ran."""
-    lines = ["| | Chapter | The question | Status |", "|---|---|---|---|"]
+    lines = ["| Chapter | The question | Status |", "|---|---|---|"]
     for number, chapter in enumerate(PLAN, start=1):
         path = chapters / f"{chapter.name}.ipynb"
         title, status = chapter.title, "in preparation"
         if path.exists():
             title, status = f"[{chapter.title}](chapters/{path.name})", _ran(path)
-        lines.append(f"| {number} | {title} | {chapter.question} | {status} |")
+        lines.append(f"| {number} · {title} | {chapter.question} | {status} |")
     return "\n".join(lines)
 
 
@@ -75,61 +75,17 @@ def _ran(path: Path) -> str:
     run = nbformat.read(path, as_version=4).metadata.get("minigated", {}).get("run", {})
     if not run.get("seconds"):
         return "ready"
-    return f"ready; ran {run['seconds']:.0f} s on {run.get('device', 'an unnamed device')}"
+    return f"ready: {run['seconds']:.0f} s on {run.get('device', 'an unnamed device').split(' (')[0]}"
 
 
-# ---------------------------------------------------------------------------------------------- records
-def _known(results: Path) -> dict[str, dict | None]:
-    """Planned and existing records by id; None where there is no file yet."""
-    known: dict[str, dict | None] = {name: None for names in RECORDS.values() for name in names}
-    return known | {record["id"]: record for record in records.all_records(results)}
+def results(**_) -> str:
+    """The two results that README opens with, and its picture."""
+    import readme  # draws with matplotlib, which only this page needs
 
-
-def verdicts(results: Path, **_) -> str:
-    """Claim, verdict and the record behind it, one row each."""
-    lines = ["| Claim | Verdict | Record |", "|---|---|---|"]
-    for name, record in _known(results).items():
-        if record is None:
-            lines.append(f"| | no record yet | [`{name}`](#{name}) |")
-            continue
-        verdict = record["verdict"] or "measured; no claim of order"
-        lines.append(f"| {_cell(record['claim'])} | {verdict} | [`{name}`](#{name}) |")
-    return "\n".join(lines)
-
-
-def record_sections(results: Path, **_) -> str:
-    """Every record with its table, caption and command; for a missing one the command that makes it."""
-    return "\n\n".join(_section(name, record) for name, record in _known(results).items())
-
-
-def _section(name: str, record: dict | None) -> str:
-    if record is None:
-        head = f"### {name} {{ #{name} }}\n\n"
-        return f"{head}No record yet; the command that makes it is `python -m minigated run {name}`."
-    metric = record["metric"]["name"]
-    seeds = max(len(row["values"]) for row in record["rows"])
-    parts = [f"### {name} {{ #{name} }}", record["claim"], records.table(record), f"*{records.caption(record)}*"]
-    if record["note"]:
-        parts.append(record["note"])
-    if seeds > 1:
-        heads = "| | " + " | ".join(f"value {i + 1}" for i in range(seeds)) + " |"
-        rows = [f"| {row['name']} | " + " | ".join(_values(row, seeds)) + " |" for row in record["rows"]]
-        table = "\n".join([heads, "|---" * (seeds + 1) + "|", *rows])
-        parts.append(f'<details markdown="1"><summary>{metric}, every value</summary>\n\n{table}\n\n</details>')
-    parts.append(
-        f"Made by `{record['command']}` in {record['seconds']:,.0f} s. [The record itself](results/{name}.json) holds "
-        f"the whole configuration, seeds, versions and the hashes of the files that made it."
-    )
-    return "\n\n".join(parts)
-
-
-def _values(row: dict, count: int) -> list[str]:
-    shown = [records.number(value) for value in row["values"]]
-    return shown + ["–"] * (count - len(shown))
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", r"\|").split())
+    text = (ROOT / "docs" / "assets" / "sink.svg").read_text(encoding="utf-8")
+    alt = re.search(r"!\[(.+?)\]\(docs/assets/sink\.svg\)", readme.page(), re.DOTALL)
+    svg = inline(text, alt[1] if alt else "")
+    return f'{readme.results()}\n\n<figure class="drawing wide">{svg}</figure>'
 
 
 # ---------------------------------------------------------------------------------------------- the package
@@ -156,7 +112,7 @@ def api_index(**_) -> str:
     """Modules by group with their summaries."""
     parts = []
     for title, names in modules().items():
-        rows = [f"| [`minigated.{name}`]({name}.md) | {_cell(summary(name))} |" for name in names]
+        rows = [f"| [`minigated.{name}`]({name}.md) | {cell(summary(name))} |" for name in names]
         parts.append("\n".join([f"## {title}", "", "| Module | What it holds |", "|---|---|", *rows]))
     return "\n\n".join(parts)
 
@@ -170,7 +126,7 @@ def api_pages() -> dict[str, str]:
             pages[f"{name}.md"] = f"# minigated.{name}\n\n::: minigated.{name}\n"
             continue
         inner = sorted(path.stem for path in folder.glob("[a-z]*.py"))
-        rows = [f"| [`minigated.{name}.{m}`]({name}/{m}.md) | {_cell(summary(f'{name}/{m}'))} |" for m in inner]
+        rows = [f"| [`minigated.{name}.{m}`]({name}/{m}.md) | {cell(summary(f'{name}/{m}'))} |" for m in inner]
         own = f"::: minigated.{name}" if (folder / "__init__.py").exists() else ""
         table = "\n".join(["| Module | What it holds |", "|---|---|", *rows])
         pages[f"{name}.md"] = f"# minigated.{name}\n\n{own}\n\n## Modules\n\n{table}\n"
@@ -178,16 +134,22 @@ def api_pages() -> dict[str, str]:
     return pages
 
 
+def inline(svg: str, alt: str) -> str:
+    """A drawing as part of the page, so that its lines and letters take the page's own colour."""
+    svg = svg[svg.index("<svg") :].replace(figures.INK, "currentColor")
+    return svg if "aria-label" in svg else svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
+
+
 def drawing(**_) -> str:
-    """The picture of the home page, inside the page so that it takes the page's own colour."""
-    text = (ROOT / "docs" / "assets" / "gate-positions.svg").read_text(encoding="utf-8")
-    return f'<figure class="drawing">{text[text.index("<svg") :].replace("#7a7f87", "currentColor")}</figure>'
+    """The picture of the gate's five places."""
+    return f'<figure class="drawing">{inline((ROOT / "docs/assets/gate-positions.svg").read_text("utf-8"), "")}</figure>'
 
 
 MARKERS = {
     "chapters": chapter_table,
-    "verdicts": verdicts,
-    "records": record_sections,
+    "results": results,
+    "verdicts": record_pages.verdicts,
+    "records": record_pages.sections,
     "modules": api_index,
     "drawing": drawing,
 }

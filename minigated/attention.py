@@ -179,6 +179,8 @@ class KVCache:
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds [B, K, T, D] keys and values; returns all of them so far, [B, K, length, D]."""
+        if k.shape[0] != self.k.shape[0]:
+            raise InputError(f"the cache was made for a batch of {self.k.shape[0]}; a batch of {k.shape[0]} was given")
         end = self.length + k.shape[2]
         if end > self.capacity:
             raise InputError(f"the cache holds {self.capacity} tokens; {end} were given")

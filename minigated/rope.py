@@ -45,10 +45,22 @@ class RotaryTable(nn.Module):
 
     def __init__(self, length: int, width: int, base: float = 10_000.0):
         super().__init__()
-        self.length = length
-        angles = rotary_angles(length, width, base)
-        self.register_buffer("cos", angles.cos(), persistent=False)  # [length, width/2]
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.length, self.width, self.base = length, width, base
+        self.register_buffer("cos", torch.empty(length, width // 2), persistent=False)
+        self.register_buffer("sin", torch.empty(length, width // 2), persistent=False)
+        self._fill(self.cos.device)
+
+    def _fill(self, device: torch.device) -> None:
+        with torch.device(device):
+            angles = rotary_angles(self.length, self.width, self.base)
+        self.cos, self.sin = angles.cos(), angles.sin()  # [length, width/2]
+
+    def _apply(self, function, recurse=True):
+        # model.to(torch.bfloat16) would round the angles of far positions to whole turns: make the table anew
+        super()._apply(function, recurse)
+        if self.cos.dtype != torch.float32:
+            self._fill(self.cos.device)
+        return self
 
     def forward(self, start: int, count: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions start .. start+count-1, [count, width/2] each."""

@@ -67,6 +67,11 @@ class Variant:
         heads = base.heads * self.heads_factor
         if heads != int(heads):
             raise InputError(f"{self.name} needs {self.heads_factor} x {base.heads} query heads, not a whole number")
+        if heads % (base.kv_heads * self.kv_heads_factor):
+            raise InputError(
+                f"variant {self.name!r} cannot be built on {base.heads} query and {base.kv_heads} key/value heads: "
+                f"{heads:g} query heads cannot share {base.kv_heads * self.kv_heads_factor} key/value heads evenly"
+            )
         return replace(base, heads=int(heads), kv_heads=base.kv_heads * self.kv_heads_factor)
 
     def attention(self, base: AttentionShape, shared_mean="score", head_norm="shared", **options) -> Attention:

@@ -288,3 +288,21 @@ def test_impossible_configs_are_refused(change, said):
 def test_unknown_sizes_are_refused():
     with pytest.raises(InputError, match="unknown model 'lm_huge'; accepted: lm_nano, lm_small"):
         build_lm("lm_huge")
+
+
+def test_rotary_table_stays_float32_when_the_model_changes_type():
+    model = build_lm("lm_nano")
+    before = model.rotary.cos.clone()
+    model.to(torch.bfloat16)
+    assert model.rotary.cos.dtype == torch.float32 and torch.equal(model.rotary.cos, before)
+
+
+def test_cache_of_another_batch_is_refused():
+    model = build_lm("lm_nano")
+    with pytest.raises(InputError, match="batch of 2; a batch of 1"):
+        model(torch.zeros(1, 3, dtype=torch.long), cache=model.new_cache(2, 8))
+
+
+def test_variant_that_does_not_fit_the_heads_is_named():
+    with pytest.raises(InputError, match="kv_heads_doubled.*12 query and 4 key/value heads"):
+        build_lm("lm_medium", variant="kv_heads_doubled")

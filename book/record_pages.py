@@ -1,0 +1,90 @@
+"""Records as the page of claims and verdicts."""
+
+from pathlib import Path
+
+from minigated import records
+
+# Records that the book plans, with the claim that each is to settle. A record may exist without being listed.
+PLANNED = {
+    "ch01_attention_cost": "naive attention's memory grows with the square of the length, the fused form's does not",
+    "ch02_backcopy": "a head that has nothing to say looks at the first token, less so with a gate",
+    "ch02_gate_table": "where a gate sits decides what it does",
+    "ch02_sink_lm": "a sigmoid gate on the attention output removes the attention sink",
+}
+SHARES = {"f_attn": "F-Attn", "paper_f_attn": "paper's", "uniform": "uniform", "m_act": "M-Act", "paper_m_act": "paper's"}
+SCORES = {"gate_score": "gate score", "paper_gate_score": "paper's"}
+# what a record's table shows beside the metric
+EXTRAS = {
+    "ch01_attention_cost": {"peak_mib": "peak memory, MiB"},
+    "ch02_backcopy": {"share_trigger": "on triggers", "uniform": "uniform", "value_ratio": "value at BOS / others"},
+    "ch02_gate_table": {"perplexity": "perplexity a byte", **SHARES, **SCORES},
+    "ch02_sink_lm": {"uniform": "uniform", "m_act": "M-Act", "paper_m_act": "paper's", **SCORES},
+}
+MEASURES = {"loss": "nats a byte", "f_attn": "F-Attn", "m_act": "M-Act"}
+WIDEST = 6  # more values a row than this are left to the file
+
+
+def known(results: Path) -> dict[str, dict | None]:
+    """Planned and existing records by id; None where there is no file yet."""
+    there = {record["id"]: record for record in records.all_records(results)}
+    return {name: there.pop(name, None) for name in PLANNED} | there
+
+
+def verdicts(results: Path, **_) -> str:
+    """Claim, difference, verdict and record, one row each; a record may judge several claims."""
+    lines = ["| Claim | Difference | Verdict | Record |", "|---|---|---|---|"]
+    for name, record in known(results).items():
+        link = f"[`{name}`](#{name})"
+        if record is None:
+            lines.append(f"| {cell(PLANNED[name])} | | no record yet | {link} |")
+            continue
+        verdict = record["verdict"] or "measured, nothing to judge"
+        lines.append(f"| **{cell(record['claim'])}** | | {verdict} | {link} |")
+        for claim in record["config"].get("claims", ()):
+            difference = f"{claim['difference']:+.2g} ± {claim['standard_error']:.1g} {MEASURES[claim['measure']]}"
+            lines.append(f"| {cell(claim['claim'])} | {difference} | {claim['verdict']} | {link} |")
+    return "\n".join(lines)
+
+
+def sections(results: Path, **_) -> str:
+    """Every record with its table, caption and command; for a missing one the command that makes it."""
+    return "\n\n".join(section(name, record) for name, record in known(results).items())
+
+
+def section(name: str, record: dict | None) -> str:
+    head = f"### {name} {{ #{name} }}"
+    if record is None:
+        return f"{head}\n\nNo record yet; the command that makes it is `python -m minigated run {name}`."
+    extras = {k: v for k, v in EXTRAS.get(name, {}).items() if any(row["extra"].get(k) for row in record["rows"])}
+    parts = [head, sentence(record["claim"]), records.table(record, extras), f"*{sentence(records.caption(record))}*"]
+    parts += [sentence(record["note"])] if record["note"] else []
+    count = max(len(row["values"]) for row in record["rows"])
+    if 1 < count <= WIDEST:
+        parts.append(every_value(record, count))
+    parts.append(
+        f"Made by `{record['command']}` in {record['seconds']:,.0f} s. [The record itself](results/{name}.json) holds "
+        f"every value, the whole configuration, versions, and the hashes of the files that made it."
+    )
+    return "\n\n".join(parts)
+
+
+def every_value(record: dict, count: int) -> str:
+    """A folded table with a column for each seed."""
+    heads = "| | " + " | ".join(f"value {i + 1}" for i in range(count)) + " |"
+    rows = [heads, "|---" * (count + 1) + "|"]
+    for row in record["rows"]:
+        values = [records.number(value) for value in row["values"]] + ["–"] * (count - len(row["values"]))
+        rows.append(f"| {row['name']} | " + " | ".join(values) + " |")
+    title = f"{record['metric']['name']}, every value"
+    return f'<details markdown="1"><summary>{title}</summary>\n\n' + "\n".join(rows) + "\n\n</details>"
+
+
+def sentence(text: str) -> str:
+    """With a capital at the start and a full stop at the end."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def cell(text: str) -> str:
+    """Text on one line, its bars escaped."""
+    return " ".join(text.replace("|", r"\|").split())
