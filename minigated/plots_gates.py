@@ -189,7 +189,7 @@ def order_figure(record: dict):
         axis.plot([], [], label=label, **style(family) | {"linestyle": "none", "markersize": 7})
     axis.set_xlabel("paper: average perplexity")
     axis.set_ylabel(f"here: {record['metric']['name']}")
-    axis.legend(fontsize=9)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=9, columnspacing=1.0)
     figure.tight_layout()
     return figure, ", ".join(f"{n} {row['name']}" for n, row in enumerate(rows, start=1))
 

@@ -1,11 +1,10 @@
 """Builds the site once for all tests that look at it: the chapters that are there and the sample notebook."""
 
-import functools
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import nbformat
@@ -22,22 +21,29 @@ def mkdocs(chapters: Path, target: Path, *more: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
-@functools.cache
-def build() -> tuple[Path, str]:
-    """(folder of the site, what the build said); fails with its last lines if it fails."""
-    folder = Path(tempfile.mkdtemp(prefix="minigated-site-"))
-    chapters = folder / "chapters"
+def build(tmp_path_factory) -> tuple[Path, str]:
+    """(folder of the site, what the build said); fails with its last lines if it fails.
+
+    Test processes of one run share it: the first one builds, the others wait for it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "built-site"
+    folder.mkdir(exist_ok=True)
+    said = folder / "said.txt"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            done = mkdocs(gather(folder / "chapters"), folder / "site")
+            said.write_text(f"{done.returncode}\n{done.stdout}{done.stderr}", encoding="utf-8")
+    status, _, words = said.read_text(encoding="utf-8").partition("\n")
+    assert status == "0", words[-3000:]
+    return folder / "site", words
+
+
+def gather(chapters: Path) -> Path:
+    """The notebooks to build: those of the book and the sample."""
     chapters.mkdir()
     for path in (ROOT / "chapters").glob("*.ipynb"):
         shutil.copy(path, chapters)
     nbformat.write(sample_notebook.sample(), chapters / "99_sample.ipynb")
-    done = mkdocs(chapters, folder / "site")
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-3000:]
-    return folder / "site", said
-
-
-def remove() -> None:
-    """Removes what `build` made in this process."""
-    if build.cache_info().currsize:
-        shutil.rmtree(build()[0].parent, ignore_errors=True)
+    return chapters

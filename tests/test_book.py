@@ -36,7 +36,6 @@ def run_learn(folder: Path, *more: str) -> subprocess.CompletedProcess:
 
 
 # ---------------------------------------------------------------------------------------------- make learn
-@pytest.mark.xdist_group("learn")
 def test_learn_runs_builds_and_resumes(tmp_path):
     sources = [notebook(tmp_path / "chapters" / f"0{i}_good.ipynb", GOOD) for i in (1, 2)]
     before = [path.read_bytes() for path in sources]
@@ -60,7 +59,6 @@ def test_learn_runs_builds_and_resumes(tmp_path):
     assert (tmp_path / "build" / "failed" / "02_good.ipynb").exists()
 
 
-@pytest.mark.xdist_group("learn")
 def test_a_failing_chapter_does_not_stop_the_others(tmp_path, capsys):
     notebook(tmp_path / "chapters" / "01_bad.ipynb", BAD)
     notebook(tmp_path / "chapters" / "02_good.ipynb", GOOD)
@@ -74,7 +72,6 @@ def test_a_failing_chapter_does_not_stop_the_others(tmp_path, capsys):
     assert not (tmp_path / "site").exists()
 
 
-@pytest.mark.xdist_group("learn")
 def test_a_dying_kernel_is_reported(tmp_path):
     path = notebook(tmp_path / "01_dies.ipynb", ["# D", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"])
     job = execute.execute(execute.Job(path))
@@ -123,7 +120,6 @@ def test_tidy_removes_what_belongs_to_one_run():
     assert made.metadata.kernelspec.name == "python3" and "widgets" not in made.metadata
 
 
-@pytest.mark.xdist_group("learn")
 def test_execute_in_place_refuses_what_is_too_heavy(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(execute, "ROOT", tmp_path)
     light = notebook(tmp_path / "01_light.ipynb", ["# L", "print('hi')"])
@@ -263,9 +259,3 @@ def test_make_has_the_promised_targets(make):
     status, said, calls = make("help")
     assert status == 0 and not calls
     assert all(f"make {name} " in said for name in ("learn", "test", "serve", "exercises", "lab", "clean"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cleaned():
-    yield
-    site_build.remove()

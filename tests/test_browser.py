@@ -22,7 +22,6 @@ CHROME = os.environ.get("CHROME") or shutil.which("chromium")
 DRIVER = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.xdist_group("site"),
     pytest.mark.skipif(
         not (CHROME and DRIVER), reason="no chromium and chromedriver; apt install chromium chromium-driver"
     ),
@@ -42,8 +41,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def site() -> Path:
-    return site_build.build()[0]
+def site(tmp_path_factory) -> Path:
+    return site_build.build(tmp_path_factory)[0]
 
 
 @pytest.fixture(scope="module")

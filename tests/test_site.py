@@ -15,9 +15,9 @@ from site_build import ROOT
 import drawing  # isort: skip  (from book/, whose folder site_build adds)
 import generated  # isort: skip
 import notebook_page  # isort: skip
+import record_pages  # isort: skip
 from minigated import records
 
-pytestmark = pytest.mark.xdist_group("site")
 LIMIT = 150_000
 SMALL = """
 site_name: small
@@ -29,8 +29,13 @@ validation: {{links: {{not_found: warn, anchors: warn}}}}
 
 
 @pytest.fixture(scope="module")
-def site() -> Path:
-    yield site_build.build()[0]
+def built(tmp_path_factory) -> tuple[Path, str]:
+    return site_build.build(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def site(built) -> Path:
+    return built[0]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +55,8 @@ def text(node) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- the build
-def test_build_says_nothing_alarming(site):
-    said = site_build.build()[1]
-    assert not re.findall(r"^(?:WARNING|ERROR).*", said, re.MULTILINE)
+def test_build_says_nothing_alarming(built):
+    assert not re.findall(r"^(?:WARNING|ERROR).*", built[1], re.MULTILINE)
 
 
 def test_dead_links_in_a_notebook_stop_the_build(tmp_path):
@@ -195,7 +199,7 @@ def test_markdown_of_notebooks_is_rendered(sample):
     assert text(article.select_one("details summary")) == "A folded hint"
     assert text(article.select_one("details em")) == "until"
     assert [text(i) for i in article.select("ul > li > ul > li")] == ["a nested item indented by two"]
-    assert len(article.select("div.arithmatex")) == 1 and len(article.select("span.arithmatex")) == 4 + 1
+    assert len(article.select("div.arithmatex")) == 1 and len(article.select("span.arithmatex")) == 5 + 1
     assert len(article.select("table")) == 2
     assert "!!!" not in text(article) and "[!" not in text(article)
     assert article.select_one("a[href='../notation.html']") and article.select_one("a[href='../api/attention.html']")
@@ -270,15 +274,26 @@ def a_record(**changes) -> dict:
 def test_records_become_tables(tmp_path):
     record = a_record()
     records.write(record, tmp_path)
-    made = generated.record_sections(tmp_path)
-    assert records.table(record) in made and records.caption(record) in made
+    made = record_pages.sections(tmp_path)
+    assert records.table(record) in made and records.caption(record)[1:] in made
     assert "| g1_elementwise | 1.25 | 1.5 |" in made and "A short run." in made
     assert "`python -m minigated run ch02_gate_table`" in made  # has no record here
-    assert r"| a gate \| helps | direction only | [`ch02_sink_lm`](#ch02_sink_lm) |" in generated.verdicts(tmp_path)
+    verdicts = record_pages.verdicts(tmp_path)
+    assert r"| **a gate \| helps** | | [direction only](#ch02_sink_lm) |" in verdicts
 
 
 def test_results_page_lists_the_planned_records(pages):
     shown = {tag["id"] for tag in pages["results.html"].select("h3[id]")}
-    planned = {name for names in generated.RECORDS.values() for name in names}
     there = {path.stem for path in (ROOT / "docs" / "results").glob("*.json")}
-    assert shown == planned | there
+    assert shown == set(record_pages.PLANNED) | there
+    rows = [text(row) for row in pages["results.html"].select("article table")[0].select("tbody tr")]
+    judged = [c for r in records.all_records() for c in r["config"].get("claims", ())]
+    assert len(rows) == len(shown) + len(judged)
+
+
+def test_single_claims_of_a_record_are_listed(tmp_path):
+    claim = {"claim": "G1 wins", "measure": "loss", "verdict": "reproduced"}
+    claim |= {"difference": -0.01, "standard_error": 0.004}
+    records.write(a_record(config={"claims": [claim]}), tmp_path)
+    made = record_pages.verdicts(tmp_path)
+    assert "| G1 wins | -0.01 ± 0.004 nats a byte | [reproduced](#ch02_sink_lm) |" in made

@@ -28,14 +28,15 @@ def make_row(name: str, runs: list[dict]) -> dict:
     def mean(values):
         return None if None in values else sum(values) / len(values)
 
-    paper = get_variant(name).paper
+    gate, paper = get_variant(name).gate, get_variant(name).paper
+    scored = gate is not None and gate.form == "multiply" and "sigmoid" in gate.activation  # others are no share of Y
     test = [r["test"] for r in results]
     return records.row(
         name,
         test,
         paper.ppl,
         perplexity=math.exp(mean(test)),
-        gate_score=mean([t["gate_score"] for t in tables]),
+        gate_score=mean([t["gate_score"] for t in tables]) if scored else None,
         paper_gate_score=paper.gate_score,
         f_attn=mean([t["f_attn"] for t in tables]),
         paper_f_attn=paper.f_attn,
@@ -48,7 +49,7 @@ def make_row(name: str, runs: list[dict]) -> dict:
         tokens_per_second=mean([r["tokens_per_second"] for r in results]),
         f_attn_values=[t["f_attn"] for t in tables],
         m_act_values=[t["m_act"] for t in tables],
-        gate_score_values=[t["gate_score"] for t in tables],
+        gate_score_values=[t["gate_score"] for t in tables] if scored else None,
         curves=[r["curve"] for r in results],
         paper_rows=paper.rows,
     )
@@ -74,10 +75,15 @@ CLAIMS = (
 )
 
 
+def has_sink(share: float, uniform: float) -> bool:
+    """Whether a first-token share is a sink: more than twice what uniform attention gives. Less is a trace."""
+    return share > 2 * uniform
+
+
 def judge(rows: list[dict]) -> list[dict]:
     """The paper's single claims, of those whose rows are there, with their verdict by the house rule.
 
-    A first-token share is only judged where the baseline has a sink, that is more than uniform attention gives.
+    A first-token share is only judged where the baseline has a sink to remove.
     """
     by = {row["name"]: row for row in rows}
     judged = []
@@ -87,7 +93,7 @@ def judge(rows: list[dict]) -> list[dict]:
         a, b = (by[n]["values"] if what == "loss" else by[n]["extra"][f"{what}_values"] for n in (name, rival))
         mean, error = paired_difference(a, b)
         found = verdict(a, b, -1)
-        if what == "f_attn" and by[rival]["extra"]["f_attn"] <= by[rival]["extra"]["uniform"]:
+        if what == "f_attn" and not has_sink(by[rival]["extra"]["f_attn"], by[rival]["extra"]["uniform"]):
             found = "not at this scale"
         judged.append({"claim": claim, "measure": what, "difference": mean, "standard_error": error, "verdict": found})
     return judged

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from minigated import records
 from minigated.device import choose_device
+from minigated.experiments.gate_table import has_sink
 from minigated.experiments.lm_runs import FILES, find_text, train_one
 from minigated.experiments.runlog import RunLog
 from minigated.measure import summary
@@ -53,8 +54,8 @@ def make_row(name: str, runs: list[dict]) -> dict:
 
 
 def judge(plain: dict, gated: dict) -> str:
-    """The house rule, where there is a sink to remove: more than uniform attention gives without a gate."""
-    if plain["mean"] <= plain["extra"]["uniform"]:
+    """The house rule, where there is a sink to remove."""
+    if not has_sink(plain["mean"], plain["extra"]["uniform"]):
         return "not at this scale"
     return verdict(gated["values"], plain["values"], -1)
 
