@@ -18,8 +18,7 @@ def _shared(parser: argparse.ArgumentParser) -> None:
 
 def variants(args) -> int:
     """Lists the gate variants beside the paper's numbers."""
-    from minigated.table2 import format_dense_rows
-    from minigated.variants import format_rows, variant_rows
+    from minigated.variant_table import format_dense_rows, format_rows, variant_rows
 
     rows = variant_rows()
     print(json.dumps(rows, indent=1) if args.json else f"{format_rows(rows)}\n\n{format_dense_rows()}")

@@ -4,7 +4,7 @@ One table: `VARIANTS`. A variant says what to put into an attention layer or aro
 Numbers are those of Tables 1, 3, 4 and 6 (MoE-15A2B, 400B tokens) and of appendix A.6.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -264,41 +264,3 @@ def added_parameters(variant: Variant, shape: AttentionShape = PAPER_SHAPE, laye
         gated, plain = variant.attention(shape), Attention(shape)
     around = 2 * shape.width if variant.sandwich else 0
     return layers * (parameters(gated) - parameters(plain) + around)
-
-
-def variant_rows() -> list[dict]:
-    """The table as plain rows: name, summary, the paper's numbers and the counted parameters in millions."""
-    rows = []
-    for variant in VARIANTS.values():
-        added = added_parameters(variant)
-        rows.append(
-            {
-                "name": variant.name,
-                "summary": variant.summary,
-                "counted_millions": None if added is None else added / 1e6,
-                **asdict(variant.paper),
-                "note": variant.note,
-            }
-        )
-    return rows
-
-
-def format_rows(rows: list[dict]) -> str:
-    """Aligned text for a terminal."""
-
-    def cell(value, form="{}"):
-        return "-" if value is None else form.format(value)
-
-    lines = [
-        f"{'variant':22}{'paper':8}{'ppl':>7}{'+M paper':>10}{'+M here':>10}{'score':>7}{'M-Act':>7}{'F-Attn':>8}  what"
-    ]
-    for row in rows:
-        lines.append(
-            f"{row['name']:22}{row['rows']:8}{cell(row['ppl'], '{:.3f}'):>7}{cell(row['added_millions'], '{:g}'):>10}"
-            f"{cell(row['counted_millions'], '{:.2f}'):>10}{cell(row['gate_score']):>7}{cell(row['m_act']):>7}"
-            f"{cell(row['f_attn']):>8}  {row['summary']}" + (f" [{row['note']}]" if row["note"] else "")
-        )
-    lines.append(
-        "\nPaper: MoE-15A2B after 400B tokens (arXiv 2505.06708). +M: parameters added, millions, at the paper's size."
-    )
-    return "\n".join(lines)

@@ -12,15 +12,14 @@ from minigated.attention import Attention, AttentionShape, attention_sdpa
 from minigated.errors import InputError
 from minigated.lm import SIZES, Block, LMConfig, build_lm, lm_loss
 from minigated.rope import RotaryTable
+from minigated.variant_table import TABLE_2, format_dense_rows, format_rows, variant_rows
 from minigated.variants import (
     PAPER_LAYERS,
     PAPER_SHAPE,
     VARIANTS,
     added_parameters,
-    format_rows,
     get_variant,
     parameters,
-    variant_rows,
 )
 
 TINY = LMConfig(width=24, layers=2, heads=4, kv_heads=2, head_width=8, ffn_width=20, vocabulary=31, context=16)
@@ -255,7 +254,8 @@ def test_rows_are_plain_and_complete():
     for row in rows:
         assert row["summary"] and row["rows"]
         line = next(line for line in text.splitlines() if line.split()[:1] == [row["name"]])
-        assert row["summary"] in line and row["note"] in line
+        assert row["summary"] in line and row["note"] in text
+        assert bool(row["note"]) == line.endswith("]")
 
 
 PAPER_TABLE = {  # Table 1 unless said: perplexity, MMLU
@@ -314,3 +314,10 @@ def test_impossible_head_counts_are_refused(variant, heads, kv_heads, said):
 def test_a_feed_forward_too_narrow_to_pay_for_the_gate_is_refused():
     with pytest.raises(InputError, match="'g1_elementwise' adds more than the feed-forward of 8 can give back"):
         build_lm(TINY, variant="g1_elementwise", ffn_width=8, match_parameters=True)
+
+
+def test_dense_rows_name_models_and_variants_that_exist():
+    assert [row.row for row in TABLE_2] == list(range(1, 15))
+    for row in TABLE_2:
+        build_lm(row.size, device="meta", variant=row.variant, match_parameters=True)
+    assert format_dense_rows().count("diverged") == 1
