@@ -1,6 +1,7 @@
 """The work behind `python -m minigated train` and `measure`."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -42,12 +43,12 @@ def train_command(args) -> int:
         eval_every=max(1, args.steps // 5), save_every=max(1, args.steps // 5) if args.out else 0,
         out=args.out, resume=args.resume, name=f"{args.model} {args.variant}",
     )  # fmt: skip
-    print(f"{args.model}, variant {args.variant}: {parameters(model):,} parameters on {device}; text {corpus.name}")
+    leads = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks
+    if leads:
+        print(f"{args.model}, variant {args.variant}: {parameters(model):,} parameters on {device}; text {corpus.name}")
     evaluate = validation_loss(corpus.validation, context, args.batch, choose_precision("auto", device))
     result = Trainer(model, lm_loss, batches.at, config, evaluate).run()
-    for entry in result.evals:
-        print(f"step {entry['step']:6}  validation {entry['validation']:.4f} nats a byte")
-    if result.checkpoint:
+    if result.checkpoint and leads:
         print(f"saved {result.checkpoint}")
     return {None: 0, "interrupted": 130}.get(result.stopped, 1)
 
