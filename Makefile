@@ -49,7 +49,7 @@ learn: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(PY) -m ruff check .
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2 --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests -n 2 --dist loadfile $(ARGS)
 
 serve: $(INSTALLED)
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve $(ARGS)

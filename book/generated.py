@@ -4,7 +4,6 @@ A marker is an HTML comment on its own line, `<!-- generated: chapters -->`; `MA
 """
 
 import ast
-import html
 import re
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import figures  # noqa: E402
 import record_pages  # noqa: E402
 from record_pages import cell  # noqa: E402
 
+INKS = {"light": figures.INK_LIGHT, "dark": figures.INK_DARK}
 MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
@@ -43,12 +43,12 @@ PLAN = (
 )
 # Modules in reading order; what is not listed comes last, under "Further modules".
 GROUPS = {
-    "Models": ("rope", "layers", "attention", "gates", "variants", "lm"),
+    "Models": ("errors", "rope", "layers", "attention", "gates", "variants", "lm"),
     "Measures and cost": ("measure", "cost", "statistics"),
     "Data": ("data",),
     "Training": ("recipe", "train", "optimizer", "checkpoint", "distributed", "device"),
     "Weights from elsewhere": ("interop",),
-    "Records and figures": ("records", "experiments", "plots"),
+    "Records and figures": ("records", "experiments", "plots", "plots_attention", "plots_gates"),
     "Exercises": ("check", "grader", "expectations"),
 }
 
@@ -80,12 +80,19 @@ def _ran(path: Path) -> str:
 
 def results(**_) -> str:
     """The two results that README opens with, and its picture."""
+    sys.path.append(str(ROOT / "book"))  # MkDocs takes it off again after loading the hooks
     import readme  # draws with matplotlib, which only this page needs
 
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    alt = re.search(r"!\[(.+?)\]\(docs/assets/sink\.svg\)", text, re.DOTALL)[1].replace("\n", " ")
+    pictures = (f"![{alt}](assets/sink-{colours}.svg#only-{colours}){{ .wide }}" for colours in INKS)
+    return "\n".join([readme.results(), "", *pictures])
+
+
+def picture_files() -> dict[str, str]:
+    """That picture for light and for dark pages, by address."""
     text = (ROOT / "docs" / "assets" / "sink.svg").read_text(encoding="utf-8")
-    alt = re.search(r"!\[(.+?)\]\(docs/assets/sink\.svg\)", readme.page(), re.DOTALL)
-    svg = inline(text, alt[1] if alt else "")
-    return f'{readme.results()}\n\n<figure class="drawing wide">{svg}</figure>'
+    return {f"assets/sink-{colours}.svg": text.replace(figures.INK, ink) for colours, ink in INKS.items()}
 
 
 # ---------------------------------------------------------------------------------------------- the package
@@ -134,15 +141,10 @@ def api_pages() -> dict[str, str]:
     return pages
 
 
-def inline(svg: str, alt: str) -> str:
-    """A drawing as part of the page, so that its lines and letters take the page's own colour."""
-    svg = svg[svg.index("<svg") :].replace(figures.INK, "currentColor")
-    return svg if "aria-label" in svg else svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
-
-
 def drawing(**_) -> str:
-    """The picture of the gate's five places."""
-    return f'<figure class="drawing">{inline((ROOT / "docs/assets/gate-positions.svg").read_text("utf-8"), "")}</figure>'
+    """The gate's five places, drawn inside the page so that lines and letters take the page's own colour."""
+    text = (ROOT / "docs" / "assets" / "gate-positions.svg").read_text(encoding="utf-8")
+    return f'<figure class="drawing">{text[text.index("<svg") :].replace(figures.INK, "currentColor")}</figure>'
 
 
 MARKERS = {

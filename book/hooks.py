@@ -11,7 +11,7 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAIN = re.compile(r'<span class="(?:n|p|o|w|ow)">([^<]*)</span>')
+PLAIN = re.compile(r'<span class="(?:n|nn|o|ow|p|sa|si|w)">([^<]*)</span>')
 NEIGHBOURS = re.compile(r'(<span class="(\w+)">[^<]*)</span><span class="\2">')
 RESULTS = ROOT / "docs" / "results"
 _pages: dict[str, notebook_page.NotebookPage] = {}
@@ -54,6 +54,8 @@ def on_files(files, config):
         files.append(File(f"chapters/{path.name}", str(folder.parent), config.site_dir, config.use_directory_urls))
     for address, text in generated.api_pages().items():
         files.append(File.generated(config, f"api/{address}", content=text))
+    for address, text in generated.picture_files().items():
+        files.append(File.generated(config, address, content=text))
     return files
 
 

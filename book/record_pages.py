@@ -11,7 +11,13 @@ PLANNED = {
     "ch02_gate_table": "where a gate sits decides what it does",
     "ch02_sink_lm": "a sigmoid gate on the attention output removes the attention sink",
 }
-SHARES = {"f_attn": "F-Attn", "paper_f_attn": "paper's", "uniform": "uniform", "m_act": "M-Act", "paper_m_act": "paper's"}
+SHARES = {
+    "f_attn": "F-Attn",
+    "paper_f_attn": "paper's",
+    "uniform": "uniform",
+    "m_act": "M-Act",
+    "paper_m_act": "paper's",
+}
 SCORES = {"gate_score": "gate score", "paper_gate_score": "paper's"}
 # what a record's table shows beside the metric
 EXTRAS = {
@@ -31,18 +37,17 @@ def known(results: Path) -> dict[str, dict | None]:
 
 
 def verdicts(results: Path, **_) -> str:
-    """Claim, difference, verdict and record, one row each; a record may judge several claims."""
-    lines = ["| Claim | Difference | Verdict | Record |", "|---|---|---|---|"]
+    """Claim, difference and verdict, one row each, linked to the record; a record may judge several claims."""
+    lines = ["| Claim | Difference | Verdict |", "|---|---|---|"]
     for name, record in known(results).items():
-        link = f"[`{name}`](#{name})"
         if record is None:
-            lines.append(f"| {cell(PLANNED[name])} | | no record yet | {link} |")
+            lines.append(f"| {cell(PLANNED[name])} | | [no record yet](#{name}) |")
             continue
         verdict = record["verdict"] or "measured, nothing to judge"
-        lines.append(f"| **{cell(record['claim'])}** | | {verdict} | {link} |")
+        lines.append(f"| **{cell(record['claim'])}** | | [{verdict}](#{name}) |")
         for claim in record["config"].get("claims", ()):
             difference = f"{claim['difference']:+.2g} ± {claim['standard_error']:.1g} {MEASURES[claim['measure']]}"
-            lines.append(f"| {cell(claim['claim'])} | {difference} | {claim['verdict']} | {link} |")
+            lines.append(f"| {cell(claim['claim'])} | {difference} | [{claim['verdict']}](#{name}) |")
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ plt.rcParams.update(
         "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": INK, "grid.alpha": 0.25,
-        "font.size": 11, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 140, "figure.figsize": (6.4, 3.4),
+        "font.size": 11, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 140, "figure.figsize": (5.4, 3.2),
     }
 )  # fmt: skip
 
@@ -42,12 +42,13 @@ def show(figure, alt: str, caption: str) -> None:
     from IPython.display import HTML, display
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", transparent=True)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "minigated"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
     display(
         HTML(
-            f'<figure><img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
+            f'<figure><img alt="{html.escape(alt, quote=True)}" src="data:image/svg+xml;base64,{data}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     )

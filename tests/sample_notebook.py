@@ -56,10 +56,13 @@ LONG = (
 
 
 def picture(kind: str, paper: str = "none") -> str:
-    """A small curve as a data address."""
-    figure, axes = plt.subplots(figsize=(6.4, 3.4), facecolor=paper)
-    axes.set_facecolor("none")
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sample"}):
+    """A small curve as a data address; whatever style the package's figures have set, this one looks the same."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context():
+        plt.rcdefaults()
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "sample"})
+        figure, axes = plt.subplots(figsize=(6.4, 3.4), facecolor=paper)
+        axes.set_facecolor("none")
         axes.plot([0, 1, 2, 3], [0.9, 0.5, 0.35, 0.3], color="#0072B2", marker="o", label="no gate")
         axes.plot([0, 1, 2, 3], [0.8, 0.3, 0.12, 0.05], color="#D55E00", marker="s", linestyle="--", label="G1")
         axes.set(xlabel="layer", ylabel="attention on the first token")
@@ -67,9 +70,9 @@ def picture(kind: str, paper: str = "none") -> str:
             item.set_color("#7a7f87")
         axes.spines[:].set_color("#7a7f87")
         axes.legend(labelcolor="#7a7f87", frameon=False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
-    plt.close(figure)
+        dated = {"metadata": {"Date": None}} if kind == "svg" else {}
+        figure.savefig(buffer, format=kind, bbox_inches="tight", facecolor=paper, **dated)
+        plt.close(figure)
     name = {"svg": "image/svg+xml", "png": "image/png"}[kind]
     return f"data:{name};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 

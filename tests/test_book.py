@@ -4,13 +4,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
-import site_build
 from site_build import ROOT
 
 import execute  # isort: skip  (from book/, whose folder site_build adds)
@@ -29,19 +27,27 @@ def notebook(path: Path, sources: list[str]) -> Path:
     return path
 
 
-def run_learn(folder: Path, *more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "book" / "learn.py", "--chapters", folder / "chapters", *more]
-    command += ["--build", folder / "build", "--site", folder / "site"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+@pytest.fixture
+def run_learn(tmp_path, monkeypatch, capsys):
+    """Runs `learn.py` on tmp_path/chapters; returns status, standard output and error output."""
+    # Only the notebook counts as a source here: someone may be editing the package while the tests run.
+    monkeypatch.setattr(learn, "sources_key", lambda path, scale: path.read_text("utf-8"))
+
+    def run() -> tuple[int, str, str]:
+        folders = {name: tmp_path / name for name in ("chapters", "build", "site")}
+        status = learn.main([f"--{name}={folder}" for name, folder in folders.items()])
+        return (status, *capsys.readouterr())
+
+    return run
 
 
 # ---------------------------------------------------------------------------------------------- make learn
-def test_learn_runs_builds_and_resumes(tmp_path):
+def test_learn_runs_builds_and_resumes(tmp_path, run_learn):
     sources = [notebook(tmp_path / "chapters" / f"0{i}_good.ipynb", GOOD) for i in (1, 2)]
     before = [path.read_bytes() for path in sources]
-    done = run_learn(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"open {(tmp_path / 'site' / 'index.html').as_uri()}" in done.stdout
+    status, said, errors = run_learn()
+    assert status == 0, errors
+    assert f"open {(tmp_path / 'site' / 'index.html').as_uri()}" in said
     assert [path.read_bytes() for path in sources] == before, "the chapters themselves were touched"
     page = (tmp_path / "site" / "chapters" / "01_good.html").read_text("utf-8")
     assert "scale cpu" in page and "your own run" in page
@@ -50,23 +56,20 @@ def test_learn_runs_builds_and_resumes(tmp_path):
 
     # A second run, with one chapter changed into one that fails: the other is taken over, the site stays.
     notebook(sources[1], BAD)
-    again = run_learn(tmp_path)
-    assert again.returncode == 1
-    assert "unchanged since the last run: 01_good" in again.stdout and "running 02_good" in again.stdout
-    assert "chapter 02_good, code cell 2 of 2" in again.stderr and "1 / x" in again.stderr
-    assert "ZeroDivisionError: division by zero" in again.stderr and "1 of 2 chapters failed" in again.stderr
+    status, said, errors = run_learn()
+    assert status == 1
+    assert "unchanged since the last run: 01_good" in said and "running 02_good" in said
+    assert "chapter 02_good, code cell 2 of 2" in errors and "1 / x" in errors
+    assert "ZeroDivisionError: division by zero" in errors and "1 of 2 chapters failed" in errors
     assert (tmp_path / "site" / "chapters" / "01_good.html").read_text("utf-8") == page
     assert (tmp_path / "build" / "failed" / "02_good.ipynb").exists()
 
 
-def test_a_failing_chapter_does_not_stop_the_others(tmp_path, capsys):
+def test_a_failing_chapter_does_not_stop_the_others(tmp_path, run_learn):
     notebook(tmp_path / "chapters" / "01_bad.ipynb", BAD)
     notebook(tmp_path / "chapters" / "02_good.ipynb", GOOD)
-    status = learn.main(
-        [f"--{k}={tmp_path / v}" for k, v in {"chapters": "chapters", "build": "build", "site": "site"}.items()]
-    )
-    said = capsys.readouterr().err
-    assert status == 1 and "chapter 01_bad, code cell 2 of 2" in said and "1 of 2 chapters failed" in said
+    status, _, errors = run_learn()
+    assert status == 1 and "chapter 01_bad, code cell 2 of 2" in errors and "1 of 2 chapters failed" in errors
     assert (tmp_path / "build" / "chapters" / "02_good.ipynb").exists()
     assert not (tmp_path / "build" / "chapters" / "01_bad.ipynb").exists()
     assert not (tmp_path / "site").exists()
@@ -146,6 +149,8 @@ def test_estimates_come_from_the_last_run_or_the_committed_times(tmp_path, monke
     execute.stamp(job, "reader", "key")
     execute.write(job.notebook, executed / path.name)
     assert learn.expectation(path, executed) == [3.0, 1.0]
+    learn.save_times(executed)
+    assert json.loads(learn.TIMES.read_text()) == {"01_x": [3.0, 1.0]}
 
 
 class Terminal(list):

@@ -227,6 +227,7 @@ def test_search_finds_each_code_cell_once(site):
     everything = "\n".join(entry["title"] + entry["text"] for entry in index["docs"])
     for word in ("unique_code_word_one", "unique_code_word_two", "marker-text-cell", "marker-caption"):
         assert everything.count(word) == 1, word
+    assert "marker-stream" not in everything  # what cells print is no text to search
     assert (site / "search" / "search_index.js").exists()  # search from disk reads this one
 
 
