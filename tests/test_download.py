@@ -75,8 +75,8 @@ class Server:
         handler.end_headers()
         cut = self.cuts.pop(0) if self.cuts else None
         sent = body[start:][:cut]
+        self.sent += len(sent)  # before the write: the client may be done before this thread wakes again
         handler.wfile.write(sent)
-        self.sent += len(sent)
         if cut is not None and self.on_cut:
             self.on_cut()
 
