@@ -27,21 +27,10 @@ def variants(args) -> int:
 
 def models(args) -> int:
     """Lists every named model with its exact parameter count."""
-    from minigated.lm import model_rows
+    from minigated.model_table import format_rows, model_rows
 
     rows = model_rows()
-    if args.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print(
-            f"{'model':12}{'parameters':>15}  {'layers':>6} {'width':>6} {'heads':>6} {'kv':>4} {'ffn':>6} "
-            f"{'vocabulary':>11}"
-        )
-        for row in rows:
-            print(
-                f"{row['name']:12}{row['parameters']:>15,}  {row['layers']:>6} {row['width']:>6} {row['heads']:>6} "
-                f"{row['kv_heads']:>4} {row['ffn_width']:>6} {row['vocabulary']:>11,}"
-            )
+    print(json.dumps(rows, indent=1) if args.json else format_rows(rows))
     return 0
 
 

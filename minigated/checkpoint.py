@@ -28,7 +28,10 @@ WEIGHTS, TRAINING, CONFIG = "model.safetensors", "training.pt", "config.json"
 PARTIAL = ".partial_"
 
 # How `load_model` builds what it finds: module, config class, model class. A model names its kind as `kind`.
-KINDS: dict[str, tuple[str, str, str]] = {"lm": ("minigated.lm", "LMConfig", "LanguageModel")}
+KINDS: dict[str, tuple[str, str, str]] = {
+    "lm": ("minigated.lm", "LMConfig", "LanguageModel"),
+    "vit": ("minigated.vit", "ViTConfig", "VisionTransformer"),
+}
 
 
 # ---------------------------------------------------------------------------------------------------- folders

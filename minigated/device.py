@@ -95,7 +95,7 @@ def compiled(model: nn.Module, mode: str, backend: str = "inductor"):
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, GRAPH_LIMIT)
     for part in parts:
-        part.compile(backend=backend)
+        part.compile(backend=backend, dynamic=False)  # stages of a backbone differ in shape; each gets its own kernels
     try:
         yield
     finally:

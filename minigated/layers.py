@@ -1,8 +1,10 @@
-"""Small parts that every model of the book shares."""
+"""Small parts that every model of the book shares. Feature maps are channel-last: [B, h, w, C]."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from minigated.errors import InputError
 
 
 class RMSNorm(nn.Module):
@@ -48,3 +50,80 @@ class Clip(nn.Module):
 
     def extra_repr(self) -> str:
         return f"limit={self.limit}"
+
+
+# ---------------------------------------------------------------------------------------------- vision
+class DepthwiseConv(nn.Module):
+    """One k x k filter a channel, zero padding, with bias. [B, h, w, C] -> [B, h, w, C].
+
+    The map is channel-last in memory and `permute` only renames its axes, so torch's channels-last kernels work on it
+    without a copy.
+    """
+
+    def __init__(self, channels: int, kernel: int = 3):
+        super().__init__()
+        if kernel < 1 or kernel % 2 == 0:
+            raise InputError(f"a depth-wise kernel that keeps the size has an odd side, got {kernel}")
+        self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # [B, h, w, C]
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them, as in Swin. [..., C] -> [..., C]."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class ConvFeedForward(nn.Module):
+    """RMT's feed-forward: y = GELU(fc1(x)), then fc2(y + DWConv3x3(y)). [B, h, w, C] -> [B, h, w, C]."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.dwconv = DepthwiseConv(hidden, 3)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(self.fc1(x))  # [B, h, w, hidden]
+        return self.fc2(y + self.dwconv(y))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training a whole branch is left out for a share of the images.
+
+    What stays is divided by the share that stays, so that the expected value is unchanged.
+    """
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise InputError(f"drop path rate must be at least 0 and under 1, got {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = torch.empty(x.shape[0], *(1,) * (x.ndim - 1), dtype=x.dtype, device=x.device)
+        return x * kept.bernoulli_(1.0 - self.rate) / (1.0 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"
+
+
+class LayerScale(nn.Module):
+    """One learned factor a channel, small at the start (arXiv 2103.17239). [..., C] -> [..., C]."""
+
+    def __init__(self, channels: int, initial: float = 1e-6):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma

@@ -23,7 +23,7 @@ class LMConfig:
 
     Attributes:
         vocabulary: number of tokens; 256 for bytes.
-        width, layers, heads, kv_heads, head_width, ffn_width: C, L, H, K, D and the feed-forward's hidden width.
+        width: C. layers: L. heads: H. kv_heads: K. head_width: D. ffn_width: hidden width of the feed-forward.
         context: positions of the rotary table, the longest sequence.
         variant: a name of `minigated.variants.VARIANTS`.
         match_parameters: narrow the feed-forward until a variant has the baseline's number of parameters, as the

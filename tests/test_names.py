@@ -8,8 +8,9 @@ import pytest
 from minigated.__main__ import build_parser
 from minigated.data.catalogue import NAMES as DATA_NAMES
 from minigated.experiments import EXPERIMENTS
-from minigated.lm import SIZES
+from minigated.lm import SIZES as LM_SIZES
 from minigated.variants import VARIANTS
+from minigated.vit_sizes import SIZES as VIT_SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +41,7 @@ def notebooks() -> set[str]:
     ("section", "real"),
     [
         ("Commands", commands), ("Data sets", lambda: set(DATA_NAMES)), ("Make", make_targets),
-        ("Gate variants", lambda: set(VARIANTS)), ("Models", lambda: set(SIZES)), ("Notebooks", notebooks),
+        ("Gate variants", lambda: set(VARIANTS)), ("Models", lambda: {*LM_SIZES, *VIT_SIZES}), ("Notebooks", notebooks),
         ("Records", lambda: set(EXPERIMENTS)),
     ],
 )  # fmt: skip

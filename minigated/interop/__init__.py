@@ -1,9 +1,10 @@
-"""Weights in from released language models, and out again (chapter 2).
+"""Weights in from released models: language models (chapter 2) and vision backbones (chapters 4 and 5).
 
 `layouts` holds the row permutations, tensors only; `qwen` maps names and sizes; `folder` reads files, never
-a pickle that can run code.
+a pickle that can run code; `backbones` reads RMT and Swin.
 """
 
+from minigated.interop.backbones import load_rmt, load_swin
 from minigated.interop.folder import load_checkpoint_folder, load_tokenizer, read_config, read_weights
 from minigated.interop.layouts import (
     gate_granularity,
@@ -25,6 +26,8 @@ __all__ = [
     "join_per_group",
     "join_per_head",
     "load_checkpoint_folder",
+    "load_rmt",
+    "load_swin",
     "load_tokenizer",
     "per_group_to_per_head",
     "per_head_to_per_group",

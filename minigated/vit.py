@@ -1,0 +1,206 @@
+"""Hierarchical vision backbones: one skeleton, any mixer (chapters 5 and 6).
+
+RMT (arXiv 2309.11523), Swin (arXiv 2103.14030) and the two models of Gated-SwinRMT (arXiv 2604.06014) are configs of
+the same class. Named ones are in `minigated.vit_sizes`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from minigated.errors import InputError, one_of
+from minigated.layers import DepthwiseConv, DropPath, LayerScale
+from minigated.swat import SwatOptions
+from minigated.vit_mixers import MIXERS
+from minigated.vit_parts import SKELETONS, channels_first, check_images, initialize
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes and options of a backbone; everything needed to build it again. Tuples have one entry a stage.
+
+    Attributes:
+        widths, depths, heads, ffn_ratios: C, blocks, H, and the feed-forward's hidden width over C.
+        mixers: names of `MIXERS`; one name serves all stages.
+        skeleton: "rmt" or "swin", see `SKELETONS`.
+        classes: of the classifier; 0 gives pooled features.
+        image_size: (height, width) for which tables are made at once; other sizes work too.
+        image_channels, stem_stride: of the input, and how many pixels a cell of the first map is wide.
+        window: side of a window, before the adaptive rule; None takes whole maps.
+        head_width: hidden width of RMT's head.
+        drop_path: rate of the last block; it grows linearly from 0. layer_scale: 1e-6 factors on the branches.
+        decay: "rmt", "retnet" or "none"; decay_initial, decay_spans: RMT's two numbers.
+        rotation, lce, gate, gate_input, gate_bias: of the retention mixer, see `Retention`.
+        swat: readings of the SWAT mixer.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    ffn_ratios: tuple[float, ...] | float = 4.0
+    mixers: tuple[str, ...] | str = "gated_swinrmt_retention"
+    skeleton: str = "rmt"
+    classes: int = 1000
+    image_size: tuple[int, int] | int = 224
+    image_channels: int = 3
+    stem_stride: int = 4
+    window: int | None = 7
+    head_width: int = 1024
+    drop_path: float = 0.1
+    layer_scale: tuple[bool, ...] | bool = False
+    decay: str = "rmt"
+    decay_initial: float = 2.0
+    decay_spans: tuple[float, ...] | float = 4.0
+    rotation: bool = True
+    lce: bool = True
+    gate: str = "elementwise"
+    gate_input: str = "normed"
+    gate_bias: bool = False
+    swat: SwatOptions = field(default_factory=SwatOptions)
+
+    def __post_init__(self):
+        set_ = partial(object.__setattr__, self)
+        stages = len(self.widths)
+        for name in ("ffn_ratios", "mixers", "layer_scale", "decay_spans"):  # one value for all stages
+            value = getattr(self, name)
+            set_(name, tuple(value) if isinstance(value, tuple | list) else (value,) * stages)
+        for name in ("widths", "depths", "heads"):
+            set_(name, tuple(getattr(self, name)))
+        size = self.image_size
+        set_("image_size", (size, size) if isinstance(size, int) else tuple(size))
+        if isinstance(self.swat, dict):  # after a trip through JSON
+            set_("swat", SwatOptions(**self.swat))
+        for name in ("depths", "heads", "ffn_ratios", "mixers", "layer_scale", "decay_spans"):
+            if len(getattr(self, name)) != stages:
+                raise InputError(f"{name} has {len(getattr(self, name))} entries for {stages} stages")
+        self._check()
+
+    def _check(self) -> None:
+        one_of("skeleton", self.skeleton, SKELETONS)
+        for mixer in self.mixers:
+            one_of("mixer", mixer, MIXERS)
+        if not self.widths or min(self.depths) < 1 or min(self.heads) < 1 or min(self.widths) < 1:
+            raise InputError(f"widths {self.widths}, depths {self.depths} and heads {self.heads} must be at least 1")
+        for width, heads in zip(self.widths, self.heads):
+            if width % heads:
+                raise InputError(f"{width} channels cannot be split into {heads} heads evenly")
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise InputError(f"image_size {self.image_size}; accepted: one side or (height, width), at least 1")
+        if self.classes < 0:
+            raise InputError(f"classes {self.classes}; accepted: 0 (features) or more")
+        if self.window is not None and self.window < 1:
+            raise InputError(f"window {self.window}; accepted: 1 or more, or None for whole maps")
+
+    def map_size(self, stage: int) -> tuple[int, int]:
+        """Height and width of a stage's map for `image_size`; odd sides round up."""
+        cell = self.stem_stride * 2**stage
+        return tuple(math.ceil(side / cell) for side in self.image_size)
+
+
+class Block(nn.Module):
+    """x + position(x), then x + mixer(norm(x)), then x + feed_forward(norm(x)). [B, h, w, C] -> [B, h, w, C]."""
+
+    def __init__(self, config: ViTConfig, stage: int, drop_path: float):
+        super().__init__()
+        width, skeleton = config.widths[stage], SKELETONS[config.skeleton]
+        self.position = DepthwiseConv(width, 3) if skeleton.position else None
+        self.mixer_norm = nn.LayerNorm(width, skeleton.eps)
+        self.mixer = MIXERS[config.mixers[stage]].module(config, stage)
+        self.ffn_norm = nn.LayerNorm(width, skeleton.eps)
+        self.ffn = skeleton.feed_forward(width, int(config.ffn_ratios[stage] * width))
+        scaled = config.layer_scale[stage]
+        self.mixer_scale = LayerScale(width) if scaled else nn.Identity()
+        self.ffn_scale = LayerScale(width) if scaled else nn.Identity()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, tables, probe=None) -> Tensor:
+        if self.position is not None:
+            x = x + self.position(x)
+        mixed = self.mixer(self.mixer_norm(x), tables, x, probe)
+        x = x + self.drop_path(self.mixer_scale(mixed))
+        return x + self.drop_path(self.ffn_scale(self.ffn(self.ffn_norm(x))))
+
+
+class Stage(nn.Module):
+    """Blocks on maps of one size; every second one shifts its windows, where the mixer has any."""
+
+    def __init__(self, config: ViTConfig, stage: int, drop_paths: list[float]):
+        super().__init__()
+        mixer = MIXERS[config.mixers[stage]]
+        self.blocks = nn.ModuleList(Block(config, stage, rate) for rate in drop_paths)
+        kinds = 2 if mixer.shifts and config.depths[stage] > 1 else 1
+        self.tables = nn.ModuleList(mixer.tables(config, stage, bool(shifted)) for shifted in range(kinds))
+
+    def forward(self, x: Tensor, probe=None) -> Tensor:
+        tables = [table(x.shape[1], x.shape[2]) for table in self.tables]
+        for index, block in enumerate(self.blocks):
+            x = block(x, tables[index % len(tables)], partial(probe, index) if probe is not None else None)
+        return x
+
+
+class VisionTransformer(nn.Module):
+    """Images in, class scores out.
+
+    Args:
+        config: sizes, skeleton and mixers.
+    """
+
+    kind = "vit"
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.config, skeleton = config, SKELETONS[config.skeleton]
+        rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
+        self.stem = skeleton.stem(config.image_channels, config.widths[0], config.stem_stride, skeleton.eps)
+        self.stages, self.downsamples = nn.ModuleList(), nn.ModuleList()
+        for stage, depth in enumerate(config.depths):
+            if stage:
+                self.downsamples.append(skeleton.downsample(*config.widths[stage - 1 : stage + 1], skeleton.eps))
+            start = sum(config.depths[:stage])
+            self.stages.append(Stage(config, stage, rates[start : start + depth]))
+        self.pre_head = skeleton.head(config.widths[-1], config.head_width, skeleton.eps)
+        self.num_features = self.pre_head.features
+        self.head = nn.Linear(self.num_features, config.classes) if config.classes else nn.Identity()
+        self.apply(initialize)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks in order, for `torch.compile` block by block."""
+        return [block for stage in self.stages for block in stage.blocks]
+
+    def _maps(self, images: Tensor, probe=None) -> list[Tensor]:
+        check_images(images, self.config.image_channels)
+        x, maps = self.stem(images), []  # [B, h, w, C]
+        for index, stage in enumerate(self.stages):
+            if index:
+                x = self.downsamples[index - 1](x)
+            x = stage(x, partial(probe, index) if probe is not None else None)
+            maps.append(x)
+        return maps
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The map of each stage, [B, C, h, w] each (channels-last in memory), for detection or segmentation heads."""
+        return [channels_first(x) for x in self._maps(images)]
+
+    def forward_features(self, images: Tensor, probe=None) -> Tensor:
+        """The last map after the head's norm, before the mean. [B, 3, height, width] -> [B, h, w, num_features]."""
+        return self.pre_head(self._maps(images, probe)[-1])
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Mean over the map, then the classifier. [B, h, w, num_features] -> [B, classes]."""
+        return self.head(features.mean((1, 2)))
+
+    def forward(self, images: Tensor, probe=None) -> Tensor:
+        """Scores of the classes.
+
+        Args:
+            images: [B, image_channels, height, width], normalised floats.
+            probe: called as probe(stage, block, name, value); see `Retention.forward` and `SwatAttention.forward`.
+
+        Returns:
+            [B, classes]; with classes=0 the pooled features [B, num_features].
+        """
+        return self.forward_head(self.forward_features(images, probe))

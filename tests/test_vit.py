@@ -1,0 +1,302 @@
+"""The backbones: exact sizes, shapes of all kinds, every mixer in the same skeleton, what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.testing import assert_close
+
+from minigated.checkpoint import load_model, save_checkpoint
+from minigated.device import compiled
+from minigated.errors import InputError
+from minigated.layers import DropPath
+from minigated.recipe import TrainConfig
+from minigated.train import Trainer
+from minigated.variants import parameters
+from minigated.vit import ViTConfig
+from minigated.vit_parts import ConvStem, PatchMerging, PatchStem
+from minigated.vit_sizes import SIZES, build_vit
+
+NANO = ["swin_nano", "rmt_nano", "gated_swinrmt_retention_nano", "gated_swinrmt_swat_nano"]
+EXACT_COUNTS = {
+    "rmt_t": 14_334_216,
+    "rmt_s": 26_967_240,
+    "rmt_b": 54_154_896,
+    "rmt_l": 95_464_864,
+    "swin_tiny": 28_288_354,
+}
+
+
+def images(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def nano(name="gated_swinrmt_retention_nano", **overrides):
+    torch.manual_seed(0)
+    return build_vit(name, **overrides).eval()
+
+
+# ---------------------------------------------------------------------------------------------- sizes
+@pytest.mark.parametrize(("name", "count"), EXACT_COUNTS.items())
+def test_released_sizes_have_their_exact_counts(name, count):
+    assert parameters(build_vit(name, "meta")) == count
+
+
+@pytest.mark.parametrize("mixer", ["retention", "swat"])
+def test_paper_sizes_lie_in_the_abstracts_range(mixer):
+    model = build_vit(f"gated_swinrmt_{mixer}_paper", "meta")
+    assert 77e6 < parameters(model) < 79e6 and model.config.classes == 100
+
+
+def test_the_gate_adds_one_square_a_block():
+    gated, plain = (parameters(nano(gate=gate)) for gate in ("elementwise", "none"))
+    config = SIZES["gated_swinrmt_retention_nano"]
+    assert gated - plain == sum(depth * width**2 for depth, width in zip(config.depths, config.widths))
+    headwise = parameters(nano(gate="headwise"))
+    assert headwise - plain == sum(d * w * h for d, w, h in zip(config.depths, config.widths, config.heads))
+
+
+def test_same_parameters_as_timms_swin():
+    from minigated.torchvision_cpu import prepare_torchvision
+
+    prepare_torchvision()
+    import timm
+
+    theirs = timm.create_model("swin_tiny_patch4_window7_224")
+    assert parameters(theirs) == EXACT_COUNTS["swin_tiny"]
+
+
+# ---------------------------------------------------------------------------------------------- shapes
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 32), (7, 90), (4, 4)], ids=str)
+@pytest.mark.parametrize("name", NANO)
+def test_any_size_goes_through(name, size):
+    model = nano(name)
+    with torch.no_grad():
+        maps = model.feature_maps(images(2, 3, *size))
+        assert model(images(2, 3, *size)).shape == (2, 10)
+    sides = [tuple(-(-side // (4 * 2**stage)) for side in size) for stage in range(4)]
+    assert [m.shape for m in maps] == [(2, c, *side) for c, side in zip(model.config.widths, sides)]
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_the_size_seen_last_leaves_no_trace(name):
+    model, x = nano(name), images(1, 3, 32, 32)
+    with torch.no_grad():
+        before = model(x)
+        model(images(1, 3, 48, 20))
+        assert_close(model(x), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_stem_stride(stride):
+    model = nano(stem_stride=stride, depths=(1, 1, 1, 1))
+    with torch.no_grad():
+        sides = [m.shape[-1] for m in model.feature_maps(images(1, 3, 16, 16))]
+    assert sides == [16 // stride // 2**i or 1 for i in range(4)]
+
+
+def test_features_without_a_classifier():
+    model = nano(num_classes=0)
+    x = images(2, 3, 32, 32)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert features.shape == (2, 1, 1, model.num_features)
+        assert_close(model(x), features.mean((1, 2)))
+        assert nano(classes=7)(x).shape == (2, 7)
+
+
+def test_one_image_does_not_see_another():
+    model, x = nano(), images(3, 3, 32, 32)
+    with torch.no_grad():
+        assert_close(model(x)[1:2], model(x[1:2]), rtol=0, atol=1e-5)
+
+
+def test_channels_of_the_image():
+    with torch.no_grad():
+        assert nano(image_channels=1)(images(1, 1, 32, 32)).shape == (1, 10)
+
+
+# ---------------------------------------------------------------------------------------------- what the paper says
+def windows(model, size):
+    return [
+        [(t.rows.window, t.rows.shift, t.columns.window, t.columns.shift) for t in (b(*size_) for b in stage.tables)]
+        for stage, size_ in zip(model.stages, size)
+    ]
+
+
+@pytest.mark.parametrize("name", NANO[2:])
+def test_small_images_make_attention_global(name):
+    model = nano(name)
+    sides = [(8, 8), (4, 4), (2, 2), (1, 1)]
+    for stage, (height, _) in zip(windows(model, sides), sides):
+        assert all(window == (height, 0, height, 0) for window in stage)
+
+
+def test_larger_images_have_windows_and_every_second_block_shifts():
+    model = nano(window=4)
+    still, shifted = windows(model, [(16, 16), (8, 8), (4, 4), (2, 2)])[0]
+    assert still == (4, 0, 4, 0) and shifted == (4, 2, 4, 2)
+    assert windows(model, [(16, 16), (8, 8), (4, 4), (2, 2)])[2] == [(4, 0, 4, 0)] * 2
+
+
+def test_windows_carry_nothing_further_than_they_say():
+    model = nano(window=4, depths=(1, 1, 1, 1), lce=False, image_size=64)
+    for module in model.modules():  # leave the mixers as the only ones that mix
+        if type(module).__name__ == "DepthwiseConv":
+            module.conv.weight.data.zero_()
+    x = images(1, 16, 16, 32)
+    with torch.no_grad():
+        still = model.stages[0](x)
+        x[0, 5, 6] += images(32, seed=3)
+        changed = (model.stages[0](x) - still).abs().amax(-1)[0] > 0
+    assert changed[4:8, 4:8].all() and changed.sum() == 16
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_nothing_about_decay_is_a_parameter_or_saved(name):
+    model = nano(name)
+    saved = set(model.state_dict()) - {name for name, _ in model.named_parameters()}
+    assert all("norm" in name or name.startswith("stem.layers") or "relative_position_index" in name for name in saved)
+    assert not any("decay" in name or "slope" in name for name, _ in model.named_parameters())
+
+
+def test_drop_path_grows_with_depth_and_keeps_the_mean():
+    model = nano(drop_path=0.3)
+    assert [round(block.drop_path.rate, 4) for block in model.blocks] == [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
+    torch.manual_seed(0)
+    x = torch.ones(4000, 2, 1)
+    y = DropPath(0.25).train()(x)
+    assert set(y.unique().tolist()) == {0.0, 4 / 3} or torch.allclose(y.unique(), torch.tensor([0.0, 4 / 3]))
+    assert (y[:, 0] == y[:, 1]).all() and abs(float(y.mean()) - 1) < 0.05
+    assert DropPath(0.25).eval()(x) is x
+
+
+# ---------------------------------------------------------------------------------------------- parts
+def test_stem_has_no_activation_at_its_end_and_half_its_channels_first():
+    stem = ConvStem(3, 16)
+    kinds = [type(layer).__name__ for layer in stem.layers]
+    assert kinds == ["Conv2d", "BatchNorm2d", "GELU"] * 3 + ["Conv2d", "BatchNorm2d"]
+    assert [stem.layers[i].out_channels for i in (0, 3, 6, 9)] == [8, 8, 16, 16]
+    assert stem(images(2, 3, 32, 32)).min() < -0.5
+
+
+def test_patch_merging_order():
+    merging = PatchMerging(1, 4)
+    merging.norm = torch.nn.Identity()
+    merging.reduction.weight.data = torch.eye(4)
+    square = torch.arange(4.0).view(1, 2, 2, 1)  # 0 1 / 2 3
+    assert merging(square).flatten().tolist() == [0, 2, 1, 3]
+    assert merging(torch.ones(1, 3, 5, 1)).shape == (1, 2, 3, 4)
+
+
+def test_patch_stem_pads_at_the_end():
+    stem = PatchStem(3, 8, 4).eval()
+    x = images(1, 3, 6, 8)
+    with torch.no_grad():
+        assert_close(stem(x)[:, :1], stem(x[:, :, :4]))
+        assert stem(x).shape == (1, 2, 2, 8)
+
+
+# ---------------------------------------------------------------------------------------------- use
+@pytest.mark.parametrize("name", NANO)
+def test_a_config_survives_json_and_a_model_its_checkpoint(name, tmp_path):
+    model, x = nano(name), images(1, 3, 32, 32)
+    again = ViTConfig(**json.loads(json.dumps(dataclasses.asdict(model.config))))
+    assert again == model.config
+    save_checkpoint(tmp_path, 1, model, {}, {"step": 1})
+    with torch.no_grad():
+        assert_close(load_model(tmp_path).eval()(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_it_learns(name):
+    torch.manual_seed(0)
+    model = build_vit(name)
+    x, labels = images(16, 3, 32, 32), torch.arange(16) % 10
+    loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+    config = TrainConfig(steps=15, rate=3e-3, warmup=2, progress=False)
+    losses = Trainer(model, loss, lambda *_: (x, labels), config).run().losses
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_bf16_autocast_stays_near(name):
+    model, x = nano(name), images(2, 3, 32, 32)
+    with torch.no_grad():
+        exact = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(x)
+    assert_close(rough.float(), exact, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_every_block_compiles_without_a_break_for_every_stage(name):
+    model, x = nano(name, window=4), images(2, 3, 64, 48)
+    with torch.no_grad():
+        expected = model(x)
+    counters.clear()
+    with compiled(model, "blocks", backend="eager"), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        with torch.no_grad():
+            assert_close(model(x), expected)
+        model.train()(x).sum().backward()
+    assert counters["frames"]["ok"] and not counters["graph_break"]
+
+
+def test_the_probe_names_stage_and_block():
+    model, seen = nano(), {}
+    with torch.no_grad():
+        model(images(1, 3, 32, 32), probe=lambda stage, block, *told: seen.setdefault((stage, block, told[0]), told[1]))
+    assert {key[:2] for key in seen} == {(s, b) for s, depth in enumerate(model.config.depths) for b in range(depth)}
+    position, scores = seen[0, 1, "gate_score"]
+    assert position == "g1" and scores.shape == (1, 8, 8, 2, 16) and 0 < scores.min() < scores.max() < 1
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"window": 0}, "window 0"),
+        ({"heads": (3, 4, 6, 8)}, "32 channels cannot be split into 3 heads"),
+        ({"mixers": "conv"}, "mixer 'conv'"),
+        ({"skeleton": "resnet"}, "skeleton 'resnet'"),
+        ({"decay": "linear"}, "decay 'linear'"),
+        ({"depths": (2, 2)}, "depths has 2 entries for 4 stages"),
+        ({"depths": (2, 0, 2, 2)}, "must be at least 1"),
+        ({"classes": -1}, "classes -1"),
+        ({"image_size": (32, 0)}, "image_size"),
+        ({"stem_stride": 3}, "stem stride 3; accepted: 1, 2, 4"),
+        ({"drop_path": 1.0}, "drop path rate"),
+        ({"windows": 3}, "unknown option 'windows'"),
+    ],
+)
+def test_wrong_configs_are_refused_in_one_line(overrides, message):
+    with pytest.raises(InputError, match=message) as caught:
+        nano(**overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_odd_heads_are_refused_where_slopes_must_balance():
+    with pytest.raises(InputError, match="3"):
+        nano("gated_swinrmt_swat_nano", widths=(48, 64, 96, 128), heads=(3, 4, 6, 8))
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (torch.zeros(3, 32, 32), r"\[3, 32, 32\]"),
+        (torch.zeros(2, 1, 32, 32), r"\[2, 1, 32, 32\]"),
+        (torch.zeros(2, 3, 0, 32), "no empty side"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "uint8"),
+    ],
+)
+def test_wrong_images_are_refused(batch, message):
+    with pytest.raises(InputError, match=message):
+        nano()(batch)
+
+
+def test_one_image_of_one_cell_cannot_train():
+    with pytest.raises(InputError, match="two images or more"):
+        nano().train()(images(1, 3, 32, 32))
+    assert nano()(images(1, 3, 32, 32)).shape == (1, 10)
