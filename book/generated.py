@@ -32,7 +32,7 @@ class Chapter:
 
 PLAN = (
     Chapter("01_naive_attention", "Naive attention", "What does attention compute, and what does it cost?"),
-    Chapter("02_gated_attention", "Gated attention", "Where does a gate belong, and why does it remove the sink?"),
+    Chapter("02_gated_attention", "Gated attention", "Where does a gate belong, and what becomes of the sink?"),
     Chapter("03_manhattan_decay", "Manhattan decay", "How can distance on a grid enter attention without a table?"),
     Chapter("04_shifted_windows", "Shifted windows", "How do windows exchange what they see?"),
     Chapter("05_retention_vit", "Gated-SwinRMT-Retention", "What does the gate add to a vision backbone?"),
@@ -43,12 +43,17 @@ PLAN = (
 )
 # Modules in reading order; what is not listed comes last, under "Further modules".
 GROUPS = {
-    "Models": ("errors", "rope", "layers", "attention", "gates", "variants", "lm"),
+    "Language models": ("errors", "rope", "layers", "attention", "gates", "variants", "lm"),
+    "Vision models": (
+        *("tables", "decay", "decay_passes", "windows", "swin", "retention", "swat", "swat_options", "swat_tables"),
+        *("vit_parts", "vit_mixers", "vit", "vit_sizes", "model_table"),
+    ),
     "Measures and cost": ("measure", "cost", "statistics"),
     "Data": ("data",),
     "Training": ("recipe", "train", "optimizer", "checkpoint", "distributed", "device"),
     "Weights from elsewhere": ("interop",),
-    "Records and figures": ("records", "experiments", "plots", "plots_attention", "plots_gates"),
+    "Records and figures": ("records", "experiments", "plots", "plots_attention", "plots_gates", "plots_decay", "plots_windows",
+                            "plots_vit", "plots_swat"),
     "Exercises": ("check", "grader", "expectations"),
 }
 
@@ -134,7 +139,9 @@ def api_pages() -> dict[str, str]:
             continue
         inner = sorted(path.stem for path in folder.glob("[a-z]*.py"))
         rows = [f"| [`minigated.{name}.{m}`]({name}/{m}.md) | {cell(summary(f'{name}/{m}'))} |" for m in inner]
-        own = f"::: minigated.{name}" if (folder / "__init__.py").exists() else ""
+        own = ""
+        if (folder / "__init__.py").exists():  # what it hands on is described on the page of its module
+            own = f"::: minigated.{name}\n    options:\n      members: false"
         table = "\n".join(["| Module | What it holds |", "|---|---|", *rows])
         pages[f"{name}.md"] = f"# minigated.{name}\n\n{own}\n\n## Modules\n\n{table}\n"
         pages |= {f"{name}/{m}.md": f"# minigated.{name}.{m}\n\n::: minigated.{name}.{m}\n" for m in inner}

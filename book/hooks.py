@@ -86,7 +86,7 @@ def on_page_content(content, page, config, files):
         content = made.fill(content) if made else content
     except notebook_page.PageError as error:
         raise PluginError(f"{page.file.src_uri}: {error}") from error
-    return lighter(content)
+    return lighter(content).replace(" ± ", "\u00a0±\u00a0")  # a number stays beside its deviation
 
 
 def lighter(content: str) -> str:

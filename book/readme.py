@@ -43,10 +43,10 @@ def cpu_result() -> str | None:
         return None
     plain, elementwise, headwise = (_row(record, name) for name in ("none", "elementwise", "headwise"))
     return (
-        f"- **On a CPU, {plain['extra']['seconds']:.0f} s a run:** where attention has nothing to add, the first token "
-        f"gets {plain['mean']:.2f} of it without a gate, {elementwise['mean']:.2f} with a score a channel and "
-        f"{headwise['mean']:.2f} with a score a head; uniform attention would give {plain['extra']['uniform']:.2f} "
-        f"({_made(record)})."
+        f"- **On a CPU, {plain['extra']['seconds']:.0f} s a run:** tokens with nothing to ask give the first token "
+        f"{plain['mean']:.2f} of their attention without a gate, {elementwise['mean']:.2f} with a gate that scores "
+        f"each channel and {headwise['mean']:.2f} with one score for the head. Uniform attention would give it "
+        f"{plain['extra']['uniform']:.2f} ({_made(record)}). The picture shows these runs: mean and range of the seeds."
     )
 
 
@@ -58,9 +58,9 @@ def gpu_result() -> str | None:
     plain, gated = _row(record, "none"), _row(record, "g1_elementwise")
     return (
         f"- **On one GPU, {plain['extra']['seconds']:.0f} s a run:** a language model of "
-        f"{plain['extra']['parameters'] / 1e6:.0f} M parameters reaches {records.number(gated['mean'])} nats a byte "
-        f"with the gate and {records.number(plain['mean'])} without; its largest activations are "
-        f"{gated['extra']['m_act']:.0f} and {plain['extra']['m_act']:.0f} ({_made(record)})."
+        f"{plain['extra']['parameters'] / 1e6:.0f} M parameters ends at a test loss of {records.number(gated['mean'])} "
+        f"nats a byte with the gate and {records.number(plain['mean'])} without; its largest activations are "
+        f"{gated['extra']['m_act']:.0f} with the gate and {plain['extra']['m_act']:.0f} without ({_made(record)})."
     )
 
 

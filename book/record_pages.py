@@ -13,19 +13,19 @@ PLANNED = {
 }
 SHARES = {
     "f_attn": "F-Attn",
-    "paper_f_attn": "paper's",
-    "uniform": "uniform",
+    "paper_f_attn": "paper",
     "m_act": "M-Act",
-    "paper_m_act": "paper's",
+    "paper_m_act": "paper",
 }
-SCORES = {"gate_score": "gate score", "paper_gate_score": "paper's"}
+SCORES = {"gate_score": "gate score", "paper_gate_score": "paper"}
 # what a record's table shows beside the metric
 EXTRAS = {
     "ch01_attention_cost": {"peak_mib": "peak memory, MiB"},
-    "ch02_backcopy": {"share_trigger": "on triggers", "uniform": "uniform", "value_ratio": "value at BOS / others"},
-    "ch02_gate_table": {"perplexity": "perplexity a byte", **SHARES, **SCORES},
-    "ch02_sink_lm": {"uniform": "uniform", "m_act": "M-Act", "paper_m_act": "paper's", **SCORES},
+    "ch02_backcopy": {"share_trigger": "trigger queries", "value_ratio": "value at BOS / others"},
+    "ch02_gate_table": {**SHARES, **SCORES},
+    "ch02_sink_lm": {"m_act": "M-Act", "paper_m_act": "paper", **SCORES},
 }
+PAPER = {"ch02_gate_table": "paper: perplexity"}  # heading of the paper's column where "paper" says too little
 MEASURES = {"loss": "nats a byte", "f_attn": "F-Attn", "m_act": "M-Act"}
 WIDEST = 6  # more values a row than this are left to the file
 
@@ -61,7 +61,11 @@ def section(name: str, record: dict | None) -> str:
     if record is None:
         return f"{head}\n\nNo record yet; the command that makes it is `python -m minigated run {name}`."
     extras = {k: v for k, v in EXTRAS.get(name, {}).items() if any(row["extra"].get(k) for row in record["rows"])}
-    parts = [head, sentence(record["claim"]), records.table(record, extras), f"*{sentence(records.caption(record))}*"]
+    table = records.table(record, extras, paper=PAPER.get(name, "paper"))
+    parts = [head, sentence(record["claim"]), table, f"*{sentence(records.caption(record))}*"]
+    uniform = {row["extra"].get("uniform") for row in record["rows"]} - {None}
+    if len(uniform) == 1:
+        parts.append(f"Uniform attention would give the first token {records.number(uniform.pop())}.")
     parts += [sentence(record["note"])] if record["note"] else []
     count = max(len(row["values"]) for row in record["rows"])
     if 1 < count <= WIDEST:

@@ -38,7 +38,7 @@ def data(args) -> int:
     """Fetches (where needed) and describes a data set."""
     from minigated.data import describe
 
-    print(describe(args.name, args.root))
+    print(describe(args.name, args.root, args.size))
     return 0
 
 
@@ -93,8 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
     for function in (variants, models):
         command(function).add_argument("--json", action="store_true", help="for programs")
     sub = command(data)
-    sub.add_argument("name", help="sample, shakespeare, enwik8, tinystories, wikitext2")
+    texts, images = "sample, shakespeare, enwik8, tinystories, wikitext2", "cifar10, cifar10-sample, mini-imagenet"
+    sub.add_argument("name", help=f"{texts}, {images}, or a folder of images in class folders")
     sub.add_argument("--root", default=None, help="data folder; MINIGATED_DATA or a per-user cache otherwise")
+    sub.add_argument("--size", type=int, default=None, help="side of the images, for a folder or mini-imagenet")
     sub = command(train)
     sub.add_argument("model", help="a name of `models`, e.g. lm_nano")
     sub.add_argument("--variant", default="none", help="a name of `variants`")
@@ -108,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("record_id", metavar="RECORD_ID")
     sub.add_argument("--scale", choices=("cpu", "gpu"), default=None, help="gpu where there is one, else cpu")
     sub.add_argument("--seeds", type=int, default=None, help="how many paired seeds")
-    sub.add_argument("--text", default=None, help="another text than the experiment's own")
+    sub.add_argument("--text", "--images", default=None, help="other data than the experiment's own")
     sub.add_argument("--only", default=None, help="rows to run, separated by commas")
     _shared(sub)
     command(show_records, "records").add_argument(

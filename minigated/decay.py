@@ -103,9 +103,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------- RetNet, one dimension
 def retention_parallel(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
     """(Q K^T (.) D) V with D_ij = gamma^(i - j) for i >= j, 0 above: no softmax. [B, H, T, D] -> [B, H, T, D]."""
-    steps = q.shape[-2]
-    decay = decay_mask(log_decay.to(q.dtype), steps).exp().tril()  # [H, T, T]
-    return (q @ k.transpose(-2, -1) * decay) @ v
+    wide = torch.promote_types(q.dtype, torch.float32)
+    decay = decay_mask(log_decay.to(wide), q.shape[-2]).exp().tril()  # [H, T, T]
+    return (q @ k.transpose(-2, -1) * decay).to(v.dtype) @ v
 
 
 def retention_recurrent(
@@ -118,15 +118,18 @@ def retention_recurrent(
         state: [B, H, D, D] of the steps before; zeros by default.
 
     Returns:
-        Output [B, H, T, D] and the state after the last step.
+        Output [B, H, T, D] in the dtype of v, and the state after the last step, float32 at least: in bfloat16 a gamma
+        of 1 - 2^-9 is 1, and nothing would fade.
     """
-    gamma = log_decay.to(q.dtype).exp()[:, None, None]  # [H, 1, 1]
-    state = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
+    wide = torch.promote_types(q.dtype, torch.float32)
+    gamma = log_decay.to(wide).exp()[:, None, None]  # [H, 1, 1]
+    if state is None:
+        state = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=wide, device=k.device)
     outputs = []
     for n in range(q.shape[-2]):
-        state = gamma * state + k[..., n, :, None] * v[..., n, None, :]  # [B, H, D, D]
-        outputs.append((q[..., n, None, :] @ state).squeeze(-2))
-    return torch.stack(outputs, -2), state
+        state = gamma * state + k[..., n, :, None] * v[..., n, None, :].to(wide)  # [B, H, D, D]
+        outputs.append((q[..., n, None, :].to(wide) @ state).squeeze(-2))
+    return torch.stack(outputs, -2).to(v.dtype), state
 
 
 # ---------------------------------------------------------------------------------------------- RMT, two dimensions
@@ -159,7 +162,7 @@ def as_map(x: Tensor, height: int) -> Tensor:
 def manhattan_full(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(D) + mask) V over all cells. Maps [B, h, w, H, D], mask [H, N, N] -> [B, h, w, H, D]."""
     scores = as_tokens(q) @ as_tokens(k).transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, H, N, N]
-    return as_map(torch.softmax(scores + mask, -1) @ as_tokens(v), q.shape[1])
+    return as_map(torch.softmax(scores + mask, -1).to(v.dtype) @ as_tokens(v), q.shape[1])
 
 
 def manhattan_decomposed(q: Tensor, k: Tensor, v: Tensor, row_mask: Tensor, column_mask: Tensor) -> Tensor:
@@ -176,9 +179,9 @@ def manhattan_decomposed(q: Tensor, k: Tensor, v: Tensor, row_mask: Tensor, colu
     """
     scale = q.shape[-1] ** -0.5
     along_rows = torch.einsum("byxhd,byzhd->byhxz", q, k) * scale + column_mask  # [B, h, H, w, w]
-    v = torch.einsum("byhxz,byzhd->byxhd", torch.softmax(along_rows, -1), v)
+    v = torch.einsum("byhxz,byzhd->byxhd", torch.softmax(along_rows, -1).to(v.dtype), v)
     along_columns = torch.einsum("byxhd,bzxhd->bxhyz", q, k) * scale + row_mask  # [B, w, H, h, h]
-    return torch.einsum("bxhyz,bzxhd->byxhd", torch.softmax(along_columns, -1), v)
+    return torch.einsum("bxhyz,bzxhd->byxhd", torch.softmax(along_columns, -1).to(v.dtype), v)
 
 
 def decay_after_softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, renormalise: bool) -> Tensor:
@@ -191,4 +194,4 @@ def decay_after_softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, renormali
     weights = torch.softmax(scores, -1) * mask.exp()  # [B, H, N, N]
     if renormalise:
         weights = weights / weights.sum(-1, keepdim=True)
-    return as_map(weights @ as_tokens(v), q.shape[1])
+    return as_map(weights.to(v.dtype) @ as_tokens(v), q.shape[1])

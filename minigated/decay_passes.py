@@ -95,6 +95,13 @@ def decomposed_fast(
 
 
 def full_fast(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """`manhattan_full` through torch's fused kernel, which wants the mask in the dtype of q; shapes as there."""
+    """`manhattan_full` through torch's fused kernel, which wants the mask in the dtype of q; shapes as there.
+
+    Raises:
+        InputError: a mask that does not fit the map.
+    """
+    cells = q.shape[1] * q.shape[2]
+    if mask.shape != (q.shape[3], cells, cells):
+        raise InputError(f"a mask of shape {list(mask.shape)}; accepted: {[q.shape[3], cells, cells]}")
     tokens = (as_tokens(x) for x in (q, k, v))  # [B, H, N, D] each
     return as_map(F.scaled_dot_product_attention(*tokens, attn_mask=mask.to(q.dtype).unsqueeze(0)), q.shape[1])

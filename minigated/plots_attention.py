@@ -140,7 +140,7 @@ def cost_figure(rows: list[dict], beside: list[dict] | None = None):
             axis.plot(*points, "o", **ring)
         _log_axes(axis, sorted({row["tokens"] for row in [*rows, *(beside or [])]}))
         axis.set_ylabel(label)
-    axes[0, 0].legend(loc="upper left")
+    axes[0, 0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))  # beside the curves there is no room
     axes[-1, 0].set_xlabel("tokens T")
     figure.tight_layout()
     return figure

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from minigated.plots import COLORS, INK, style
 from minigated.plots_attention import CELLS
+from minigated.swat_options import SwatOptions
 
 
 # ---------------------------------------------------------------------------------------------- two activations
@@ -43,7 +44,7 @@ def map_grid(maps: Sequence[Sequence[Tensor]], rows: Sequence[str], columns: Seq
     """
     size = 5.4 / len(columns)
     figure, axes = plt.subplots(len(maps), len(columns), figsize=(5.4, (size + 0.28) * len(maps) + 0.3), squeeze=False)
-    for line, values, label in zip(axes, maps, rows):
+    for index, (line, values, label) in enumerate(zip(axes, maps, rows)):
         for axis, value, title in zip(line, values, columns):
             shown = value.detach().float().cpu()
             axis.imshow(shown.tolist(), cmap=CELLS, vmin=0, vmax=max(float(shown.max()), 1e-12))
@@ -51,7 +52,7 @@ def map_grid(maps: Sequence[Sequence[Tensor]], rows: Sequence[str], columns: Seq
                 axis.scatter([cell[1]], [cell[0]], marker="x", s=42, color="white", linewidths=2.6)
                 axis.scatter([cell[1]], [cell[0]], marker="x", s=34, color=COLORS[1], linewidths=1.5)
             axis.set_xlabel(f"largest {float(shown.max()):.2f}", fontsize=9, labelpad=2)
-            if line is axes[0]:
+            if index == 0:
                 axis.set_title(title, color=INK, fontsize=10)
             axis.set_xticks([])
             axis.set_yticks([])
@@ -73,8 +74,8 @@ def growth_figure(agreement: Sequence[float], lines: dict[str, Sequence[float]],
     looks = {label: style(index) for index, label in enumerate(lines)}
     for label, values in lines.items():
         axis.plot(agreement, values, **looks[label] | {"marker": ""})
-    for index, (label, values) in enumerate(points.items()):
-        look = looks.get(label, style(len(lines) + index))
+    for label, values in points.items():
+        look = looks.setdefault(label, style(len(looks)))
         axis.plot(agreement, values, label=label, **look | {"linestyle": "none", "markersize": 6})
     axis.set_xlabel("share of the values that all cells have in common")
     axis.set_ylabel("output scale / value scale")
@@ -113,7 +114,7 @@ def gate_overlays(images: Tensor, gates: dict[str, Tensor]):
     """Pictures, and below each the map of a gate.
 
     Args:
-        images: [N, h, w, 3] uint8. gates: label -> [N, h', w'], not negative, drawn on one scale a label.
+        images: [N, h, w, 3] uint8. gates: label -> [N, h', w'], shaded from a label's smallest to its largest value.
     """
     figure, axes = plt.subplots(
         1 + len(gates), len(images), figsize=(5.4, 5.4 * (1 + len(gates)) / len(images)), squeeze=False
@@ -121,13 +122,70 @@ def gate_overlays(images: Tensor, gates: dict[str, Tensor]):
     for column, image in enumerate(images):
         axes[0, column].imshow(image.cpu().numpy(), interpolation="nearest")
     for row, (label, maps) in enumerate(gates.items(), start=1):
-        largest = float(maps.max())
+        low, high = float(maps.min()), float(maps.max())
         for column, values in enumerate(maps):
-            axes[row, column].imshow(values.detach().float().cpu().tolist(), cmap=CELLS, vmin=0, vmax=largest)
-        axes[row, 0].set_ylabel(label, fontsize=10)
+            axes[row, column].imshow(values.detach().float().cpu().tolist(), cmap=CELLS, vmin=low, vmax=high)
+        axes[row, 0].set_ylabel(f"{label}\n{low:.2f} to {high:.2f}", fontsize=9)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.grid(False)
     figure.tight_layout(pad=0.3)
     return figure
+
+
+# ---------------------------------------------------------------------------------------------- tables
+# point, what the abstract says, SWAT's paper and code (RMT's where SWAT has no such part), here, other readings
+POINTS = [
+    ("activation", "sigmoid in place of softmax", "paper: sigmoid; code: softmax", "sigmoid", ()),
+    ("slopes", "balanced ALiBi", "paper: 2^-k, half of each sign; code: 2^(-8k/H), one sign", "the paper's",
+     ("slopes=alibi", "slopes=one_sided")),
+    ("what a slope multiplies", "–", "m - n; causal, so never negative", "i - j with its sign", ("distance=absolute",)),
+    ("slopes of the two passes", "–", "one direction only", "the same", ("pass_signs=opposed", "pass_signs=quadrants")),
+    ("slopes and decay", "balanced slopes *with* decay after the activation", "no decay", "slope inside, decay outside",
+     ("alibi=outer", "alibi=magnitude", "alibi=none", "decay=False")),
+    ("rates of the decay", "per-head, exponential", "RMT's code: 1 - 2^(-2 - r h/H)", "RMT's", ()),
+    ("value", "gated via SwiGLU", "no gate", "SiLU(uW_1) * uW_2", ("value=self", "value=mlp", "value=plain")),
+    ("norm", "the normalised output", "none", "LayerNorm of Z over C",
+     ("norm=rms", "norm=head", "norm=row_sum", "norm=window", "norm=log_window", "norm=none")),
+    ("norm and LCE", "–", "no LCE", "norm before LCE is added", ("norm_place=after_lce",)),
+    ("local context (LCE)", "only with the other variant", "RMT's code: 5x5 on V, whole map", "kept, on the gated V",
+     ("lce=raw", "lce=none", "lce_place=window")),
+    ("rotation", "no learned positions", "paper: RoPE; RMT's code: on the flat index", "RMT's, inside the window",
+     ("rotation=False",)),
+    ("output gate", "none named", "none", "none", ()),
+]  # fmt: skip
+
+
+def readings_table(record: dict | None) -> str:
+    """Abstract, SWAT, here, and what each other reading changes, as Markdown.
+
+    Args:
+        record: of the experiment `ch06_swat_readings`, whose rows hold their `SwatOptions` under "options"; None where
+            it has not been run. Its metric is an accuracy in per cent.
+    """
+    rows = {_reading(row): row for row in record["rows"]} if record else {}
+    lines = [
+        "| point | the abstract | SWAT (or RMT) | here | other readings, and the change |",
+        "|---|---|---|---|---|",
+    ]
+    for *words, readings in POINTS:
+        changes = [
+            f"`{name}` {rows[name]['mean'] - rows['default']['mean']:+.2f}"
+            for name in readings
+            if name in rows and "default" in rows
+        ]
+        if missing := [f"`{name}`" for name in readings if name not in rows]:
+            changes.append(f"{', '.join(missing)}: not run yet")
+        lines.append(f"| {' | '.join(words)} | {'; '.join(changes) or '–'} |")
+    if "default" in rows:
+        mean, std = rows["default"]["mean"], rows["default"]["std"]
+        spread = "" if std is None else f" ± {std:.2f} over seeds"
+        lines.append(f"| all of these together | – | – | {mean:.2f}{spread} | – |")
+    return "\n".join(lines)
+
+
+def _reading(row: dict) -> str:
+    """How a row differs from the defaults: "default", or "option=value"."""
+    default, options = vars(SwatOptions()), (row["extra"].get("options") or {}).get("swat") or {}
+    return " ".join(f"{name}={value}" for name, value in options.items() if value != default[name]) or "default"

@@ -3,13 +3,13 @@
 The paper's abstract names its parts; its equations are not available to this project. Our reading of it: queries and
 keys meet in a sigmoid instead of a softmax, with an ALiBi slope inside and a decay outside,
 
-    P_ij = sigma(q_i . k_j / sqrt(D) + s_h (i - j)) gamma_h^|i - j|                                          (6.1)
-    z_i = sum_j P_ij v_j,   V = SiLU(u W_1) (.) (u W_2)                                                      (6.2)
+    z_i = sum_j P_ij v_j,   P_ij = sigma(q_i . k_j / sqrt(D) + s_h (i - j)) gamma_h^|i - j|                  (6.1)
 
 along the width of each window and then, with the same queries and keys, along its height. Nothing makes the weights
-sum to one, so the result is normalised:
+sum to one, so the result is normalised, and the values are gated before the passes:
 
-    Y = LayerNorm(Z) + LCE(V),   out = Y W_O                                                                 (6.3)
+    Y = LayerNorm(Z) + LCE(V),   out = Y W_O                                                                 (6.4)
+    V = SiLU(u W_1) (.) (u W_2)                                                                              (6.5)
 
 There is no gate on the output. What else the abstract may mean is in `minigated.swat_options`. A mixer is called as
 mixer(x, tables, residual, probe) on maps [B, h, w, C].
@@ -37,7 +37,7 @@ FORMS = ("auto", "matmul", "pointwise")
 
 # ---------------------------------------------------------------------------------------------- reference form
 def swat_loops(q, k, v, slope: float, gamma: float, distance: str = "signed", allowed=None) -> Tensor:
-    """One pass of eq. (6.1) and (6.2) for one head, as it would be written by hand.
+    """One pass of eq. (6.1) for one head, as it would be written by hand.
 
     Args:
         q, k, v: [W, D].
@@ -74,7 +74,7 @@ def swat_pass(
     form: str = "auto",
     weigh: Callable[[Tensor], Tensor] = unchanged,
 ) -> Tensor:
-    """Eq. (6.1) and (6.2) along one axis of a map, in segments of `window` cells.
+    """Eq. (6.1) along one axis of a map, in segments of `window` cells.
 
     Args:
         q, k, v: [B, h, w, H, D].
@@ -165,7 +165,7 @@ LCE_PLACES = {"map": lce_on_map, "window": lce_in_windows}
 
 
 class SwatAttention(nn.Module):
-    """Eq. (6.1) to (6.3): sigmoid attention with slopes and decay on gated values, normalised, plus LCE, projected.
+    """Eq. (6.1), (6.4), (6.5): sigmoid attention with slopes and decay on gated values, a norm, LCE, a projection.
 
     Args:
         channels: C. heads: H, an even divisor of C. options: which reading; ours by default.
@@ -206,7 +206,7 @@ class SwatAttention(nn.Module):
         local = 0.0
         if self.lce is not None:
             local = self.lce_place(self.lce, value if self.options.lce == "gated" else raw, tables)
-        y = self.norm_place(self.norm, z.flatten(-2), local)  # eq. (6.3)
+        y = self.norm_place(self.norm, z.flatten(-2), local)  # eq. (6.4)
         if probe is not None:
             if factor is not None:
                 probe("value_gate", factor.unflatten(-1, heads))

@@ -186,10 +186,21 @@ NORMS: dict[str, NormReading] = {
     "log_window": NormReading(bias=lambda window: -math.log(window)),
     "none": NormReading(),
 }
-# (norm, Z, LCE of the value) -> Y
+
+
+def before_lce(norm: nn.Module, z: Tensor, local: Tensor) -> Tensor:
+    """Norm(Z) + LCE(V), eq. (6.4)."""
+    return norm(z) + local
+
+
+def after_lce(norm: nn.Module, z: Tensor, local: Tensor) -> Tensor:
+    """Norm(Z + LCE(V))."""
+    return norm(z + local)
+
+
 NORM_PLACES: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
-    "before_lce": lambda norm, z, local: norm(z) + local,
-    "after_lce": lambda norm, z, local: norm(z + local),
+    "before_lce": before_lce,
+    "after_lce": after_lce,
 }
 LCE = ("gated", "raw", "none")
 LCE_PLACES = ("map", "window")

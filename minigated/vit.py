@@ -29,7 +29,7 @@ class ViTConfig:
         classes: of the classifier; 0 gives pooled features.
         image_size: (height, width) for which tables are made at once; other sizes work too.
         image_channels, stem_stride: of the input, and how many pixels a cell of the first map is wide.
-        window: side of a window, before the adaptive rule; None takes whole maps.
+        window: side of a window, before the adaptive rule; None takes whole maps. shifts: in every second block.
         head_width: hidden width of RMT's head.
         drop_path: rate of the last block; it grows linearly from 0. layer_scale: 1e-6 factors on the branches.
         decay: "rmt", "retnet" or "none"; decay_initial, decay_spans: RMT's two numbers.
@@ -48,6 +48,7 @@ class ViTConfig:
     image_channels: int = 3
     stem_stride: int = 4
     window: int | None = 7
+    shifts: bool = True
     head_width: int = 1024
     drop_path: float = 0.1
     layer_scale: tuple[bool, ...] | bool = False
@@ -131,7 +132,7 @@ class Stage(nn.Module):
         super().__init__()
         mixer = MIXERS[config.mixers[stage]]
         self.blocks = nn.ModuleList(Block(config, stage, rate) for rate in drop_paths)
-        kinds = 2 if mixer.shifts and config.depths[stage] > 1 else 1
+        kinds = 2 if mixer.shifts and config.shifts and config.depths[stage] > 1 else 1
         self.tables = nn.ModuleList(mixer.tables(config, stage, bool(shifted)) for shifted in range(kinds))
 
     def forward(self, x: Tensor, probe=None) -> Tensor:

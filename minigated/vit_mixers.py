@@ -72,7 +72,7 @@ def _window_tables(config: "ViTConfig", stage: int, shifted: bool, window: int |
 MIXERS: dict[str, Mixer] = {
     "swin": Mixer(
         lambda c, i: SwinAttention(c.widths[i], c.heads[i], c.window),
-        lambda c, i, shifted: SwinTables(c.window, shifted),
+        lambda c, i, shifted: SwinTables(c.window, shifted, c.map_size(i)),
         shifts=True,
     ),
     "rmt_full": Mixer(
@@ -95,7 +95,7 @@ MIXERS: dict[str, Mixer] = {
     "gated_swinrmt_swat": Mixer(
         lambda c, i: SwatAttention(c.widths[i], c.heads[i], c.swat),
         lambda c, i, shifted: SwatTableBuilder(
-            c.heads[i], c.widths[i] // c.heads[i], log_decay(c, i), c.window, shifted, c.swat
+            c.heads[i], c.widths[i] // c.heads[i], log_decay(c, i), c.window, shifted, c.swat, c.map_size(i)
         ),
         shifts=True,
     ),

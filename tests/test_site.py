@@ -16,6 +16,7 @@ import drawing  # isort: skip  (from book/, whose folder site_build adds)
 import generated  # isort: skip
 import notebook_page  # isort: skip
 import record_pages  # isort: skip
+from docstring_lines import one_argument_a_line  # isort: skip
 from minigated import records
 
 LIMIT = 150_000
@@ -254,6 +255,16 @@ def test_every_module_has_its_page(site):
         and not (site / "api" / path.relative_to(ROOT / "minigated").with_suffix(".html")).exists()
     ]
     assert not missing
+
+
+def test_arguments_that_share_a_line_are_listed_one_by_one(pages):
+    given = "Sums.\n\nArgs:\n    q: [T]. k: [S]; sorted. note: stays.\n    a, b: sizes.\n        More.\n\nAlso q: no."
+    made = one_argument_a_line(given, {"q", "k", "a", "b"})
+    assert made.splitlines()[3:6] == ["    q: [T].", "    k: [S]; sorted. note: stays.", "    a: sizes."]
+    assert made.splitlines()[6:] == ["    b: sizes.", "        More.", "", "Also q: no."]
+    listed = [text(item) for item in pages["api/attention.html"].select("li.doc-section-item")]
+    for name in ("batch", "capacity", "shape", "device", "dtype"):  # KVCache, whose docstring has two lines of them
+        assert any(item.startswith(name) and "capacity:" not in item for item in listed), name
 
 
 def test_picture_shows_the_numbers_of_the_table():

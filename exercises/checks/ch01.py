@@ -75,6 +75,9 @@ def scaled_dot_product(f):
         NO_SCALE: softmax_over(q, k, 1.0) @ v,
         "the scores are divided by D, not by its square root": softmax_over(q, k, 1 / 6) @ v,
         "the scores are multiplied by sqrt(D), not divided": softmax_over(q, k, 6**0.5) @ v,
+        "the scores are divided by the square root of the number of heads, not of the head width D": (
+            softmax_over(q, k, 3**-0.5) @ v
+        ),
         "the scores are divided by the square root of the number of keys, not of the head width D": (
             softmax_over(q, k, 5**-0.5) @ v
         ),

@@ -168,6 +168,7 @@ LEAKING = {
     "a mask the wrong way round": _masked(lambda i, j: j >= i),
     "only the last head looks ahead": _last_head_leaks,
     "only token 0 looks ahead": _masked(lambda i, j: (j <= i) | (i == 0)),
+    "only token 0 looks ahead, by one step": _masked(lambda i, j: (j <= i) | ((i == 0) & (j == 1))),
     "values with their mean over all tokens subtracted": lambda q, k, v: F.scaled_dot_product_attention(
         q, k, v - v.mean(2, keepdim=True), is_causal=True
     ),

@@ -66,6 +66,9 @@ def gated_suspects(y: Tensor, x: Tensor, w_gate: Tensor, w_out: Tensor) -> dict[
         "heads and channels of y are joined in the wrong order before W_O": (
             (joined * logistic(z)).unflatten(-1, sizes).mT.flatten(2) @ w_out.mT
         ),
+        "heads and channels of y are joined in the wrong order: y.flatten(2) keeps a head's channels together": (
+            (y.mT.flatten(2) * logistic(z)) @ w_out.mT
+        ),
     }
 
 

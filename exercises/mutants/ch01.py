@@ -41,6 +41,11 @@ def scaled_dot_product(q, k, v):
     return torch.softmax(q @ k.mT * math.sqrt(q.shape[-1]), dim=-1) @ v
 
 
+@wrong("1.1", says="square root of the number of heads")
+def scaled_dot_product(q, k, v):
+    return torch.softmax(q @ k.mT / q.shape[1] ** 0.5, dim=-1) @ v
+
+
 @wrong("1.1", says="square root of the number of keys")
 def scaled_dot_product(q, k, v):
     return torch.softmax(q @ k.mT / math.sqrt(k.shape[-2]), dim=-1) @ v
@@ -423,7 +428,7 @@ def outputs_stay(attention, change, tokens=7, heads=3, atol=1e-5):
     return True
 
 
-@wrong("1.8", says="catches 0 of 8")
+@wrong("1.8", says="catches 0 of 9")
 def is_causal(attention):
     return True
 
@@ -462,6 +467,15 @@ def is_causal(attention):
             x[:, 0, i + 1 :] += 3.0
 
     return outputs_stay(attention, first_head)
+
+
+@wrong("1.8", says="one it lets through: only token 0 looks ahead, by one step")
+def is_causal(attention):
+    q, k, v = torch.randn(3, 1, 2, 7, 4)
+    before = attention(q, k, v)
+    for x in (q, k, v):
+        x[:, :, -1] += 1.0
+    return torch.allclose(attention(q, k, v)[:, :, :-1], before[:, :, :-1])  # changes the last token alone
 
 
 @wrong("1.8", says="one it lets through: only token 0 looks ahead")

@@ -45,6 +45,11 @@ def gated_output(y, x, w_gate, w_out):
     return (y * scores).flatten(2) @ w_out.T
 
 
+@wrong("2.1", says="y.flatten(2) keeps a head's channels together")
+def gated_output(y, x, w_gate, w_out):
+    return (y.mT.flatten(2) * torch.sigmoid(x @ w_gate.T)) @ w_out.T
+
+
 @wrong("2.1", says="heads and channels of y are joined in the wrong order")
 def gated_output(y, x, w_gate, w_out):
     scores = torch.sigmoid(x @ w_gate.T).unflatten(-1, y.shape[2:])

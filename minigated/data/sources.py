@@ -15,7 +15,7 @@ from minigated.data.folders import data_root, make_folder, one_at_a_time
 from minigated.data.tokens import PIECE, Tokeniser, cut_points
 from minigated.errors import InputError
 
-VISION = ("cifar10", "mini-imagenet")
+VISION = ("cifar10", "cifar10-sample", "mini-imagenet")
 FORMAT = 1  # of the token file; another number has it made again from the download
 
 Split = Callable[[Tensor, list[int]], tuple[int, int]]  # (tokens, where each part ends) -> the two cuts

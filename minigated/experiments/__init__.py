@@ -9,6 +9,12 @@ EXPERIMENTS = {
     "ch02_backcopy": "minigated.experiments.backcopy_table",
     "ch02_gate_table": "minigated.experiments.gate_table",
     "ch02_sink_lm": "minigated.experiments.sink_lm",
+    "ch03_decomposed_vs_full": "minigated.experiments.decomposed_vs_full",
+    "ch04_window_size": "minigated.experiments.window_size",
+    "ch05_cifar10": "minigated.experiments.cifar10",
+    "ch05_gate_ablation": "minigated.experiments.gate_ablation",
+    "ch06_mini_imagenet": "minigated.experiments.mini_imagenet",
+    "ch06_swat_readings": "minigated.experiments.swat_readings",
 }
 SCALES = ("cpu", "gpu")
 
@@ -18,7 +24,8 @@ def run_experiment(record_id: str, **options) -> dict:
 
     Args:
         record_id: a name of `EXPERIMENTS`.
-        **options: scale ("cpu" or "gpu"), seeds (how many), device, out (folder), text (name or path), resume.
+        **options: scale ("cpu" or "gpu"), seeds (how many), device, out (folder), text (name or path;
+            of images for vision), resume, names (rows to run).
     """
     one_of("record id", record_id, EXPERIMENTS)
     one_of("scale", options.get("scale"), SCALES)
