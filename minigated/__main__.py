@@ -43,7 +43,7 @@ def data(args) -> int:
 
 
 def train(args) -> int:
-    """Trains a language model on a text."""
+    """Trains a language model on a text, or a vision model on images."""
     from minigated.commands import train_command
 
     return train_command(args)
@@ -101,8 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="a name of `models`, e.g. lm_nano")
     sub.add_argument("--variant", default="none", help="a name of `variants`")
     sub.add_argument("--text", default="shakespeare", help="a data set's name or a .txt, .txt.xz or .txt.gz file")
+    sub.add_argument("--images", default="cifar10-sample", help="for a vision model: a data set's name or a folder")
     sub.add_argument("--steps", type=int, default=300)
-    sub.add_argument("--batch", type=int, default=16, help="sequences a step")
+    sub.add_argument("--batch", type=int, default=None, help="sequences (16) or images (64) a step")
     sub.add_argument("--context", type=int, default=None, help="tokens a sequence; the model's own otherwise")
     sub.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     _shared(sub)

@@ -1,5 +1,6 @@
 """The work behind `python -m minigated train` and `measure`."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from minigated.measure import measure, summary
 from minigated.recipe import TrainConfig
 from minigated.train import Trainer
 from minigated.variants import parameters
+from minigated.vit_sizes import SIZES as VISION_SIZES
 
 
 def validation_loss(tokens, context: int, batch: int, precision: str, batches: int = 16):
@@ -29,10 +31,13 @@ def validation_loss(tokens, context: int, batch: int, precision: str, batches: i
 
 
 def train_command(args) -> int:
-    """Trains a language model on a text; checkpoints and resumes when --out is given."""
+    """Trains a model by name; checkpoints and resumes when --out is given."""
+    if args.model in VISION_SIZES:
+        return _train_vision(args)
     if args.model not in SIZES:
-        raise InputError(f"unknown model {args.model!r}; accepted: {', '.join(SIZES)}")
+        raise InputError(f"unknown model {args.model!r}; accepted: {', '.join([*SIZES, *VISION_SIZES])}")
     device = choose_device(args.device)
+    args.batch = 16 if args.batch is None else args.batch
     corpus = load_text(args.text)
     context = args.context or SIZES[args.model].context
     torch.manual_seed(args.seed)
@@ -53,6 +58,27 @@ def train_command(args) -> int:
     return {None: 0, "interrupted": 130}.get(result.stopped, 1)
 
 
+def _train_vision(args) -> int:
+    """Trains a backbone on images and says how often it is right on the validation images."""
+    from minigated.data.images import ImageBatches, load_images
+    from minigated.experiments.vision_runs import train_one
+    from minigated.experiments.vision_table import RECIPE
+
+    device, images = choose_device(args.device), load_images(args.images)
+    batch = 64 if args.batch is None else args.batch
+    config = dataclasses.replace(VISION_SIZES[args.model], classes=len(images.classes), image_size=images.size)
+    epochs = args.steps / ImageBatches(images.train, batch).steps_per_epoch
+    plan = {**RECIPE, "epochs": epochs, "batch": batch, "rate": args.rate, "warmup": epochs / 10}
+    if os.environ.get("RANK", "0") == "0":
+        sizes = f"{len(images.train):,} images of {images.size} x {images.size}, {len(images.classes)} classes"
+        print(f"{args.model} on {device}; {images.name}: {sizes}")
+    result = train_one(config, args.seed, plan, images, device, args.model, args.out, args.resume)
+    if result["stopped"]:
+        return 1
+    print(f"right on validation images: {result['validation']:.1f} % ({100 / len(images.classes):.1f} % by chance)")
+    return 0
+
+
 def open_checkpoint(folder: str) -> tuple[LanguageModel, object]:
     """A model and its tokenizer (None for bytes) from a run of this package or from a released checkpoint."""
     from minigated.checkpoint import load_model
@@ -62,7 +88,10 @@ def open_checkpoint(folder: str) -> tuple[LanguageModel, object]:
     if not path.is_dir():
         raise InputError(f"no folder {folder!r}; give a run's --out folder or a downloaded checkpoint's folder")
     if (path / "checkpoints").is_dir() or (path / "training.pt").exists():
-        return load_model(path), None
+        model = load_model(path)
+        if not isinstance(model, LanguageModel):
+            raise InputError(f"{folder} holds a model of kind {model.kind!r}; accepted: language models")
+        return model, None
     return load_checkpoint_folder(path), load_tokenizer(path)
 
 

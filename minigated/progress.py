@@ -23,16 +23,18 @@ class Clock:
 
 
 class Progress:
-    """Loss, tokens per second and time left of one run; a context manager.
+    """Loss, speed and time left of one run; a context manager.
 
     Args:
         name: what to call the run.
         total: steps of the run. done: steps already done.
         show: False for silence (`say` still speaks).
         leads: False in processes that must stay silent altogether.
+        unit: what the speed counts.
     """
 
-    def __init__(self, name: str, total: int, done: int = 0, show: bool = True, leads: bool = True):
+    def __init__(self, name: str, total: int, done: int = 0, show: bool = True, leads: bool = True, unit="tokens"):
+        self.unit = unit
         self.name, self.total, self.done, self.leads = name or "training", total, done, leads
         self.lines = show and leads and not sys.stderr.isatty()
         self.bar, self.first, self.started = None, done, time.perf_counter()
@@ -47,8 +49,8 @@ class Progress:
             self.bar.close()
 
     def update(self, done: int, loss: float, speed: float) -> None:
-        """Shows that `done` steps are done; `speed` in tokens a second, 0 while unknown."""
-        figures = f"loss {loss:.4f}" + (f" · {_short(speed)} tokens/s" if speed else "")
+        """Shows that `done` steps are done; `speed` in units a second, 0 while unknown."""
+        figures = f"loss {loss:.4f}" + (f" · {_short(speed)} {self.unit}/s" if speed else "")
         if self.bar is not None:
             self.bar.set_postfix_str(figures, refresh=False)
             self.bar.update(done - self.done)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from minigated.errors import InputError, one_of
 
 PRECISIONS = ("auto", "float32", "bf16")
+UNITS = ("tokens", "images")
 COMPILE_MODES = ("auto", "none", "blocks", "whole")
 
 # What a resumed run may change: where it reports and how often. Everything else changes the numbers.
-FREE_ON_RESUME = ("out", "resume", "progress", "name", "save_every", "eval_every", "device")
+FREE_ON_RESUME = ("out", "resume", "progress", "name", "save_every", "eval_every", "device", "unit")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TrainConfig:
         deterministic: deterministic kernels, for bit-for-bit repetition on a GPU.
         progress: show a bar (or lines, where there is no terminal).
         name: what the bar calls the run.
+        unit: what the speed counts, "tokens" (elements of the batch's first tensor) or "images" (its rows).
 
     Raises:
         InputError: a value is impossible; the message names the field, the value and what is accepted.
@@ -61,6 +63,7 @@ class TrainConfig:
     deterministic: bool = False
     progress: bool = True
     name: str = ""
+    unit: str = "tokens"
 
     def __post_init__(self):
         for field, least in (("steps", 1), ("warmup", 0), ("seed", 0), ("eval_every", 0), ("save_every", 0)):
@@ -79,6 +82,7 @@ class TrainConfig:
         _require(self.warmup <= self.steps, "warmup", self.warmup, f"0 to {self.steps}, the steps of the run")
         one_of("precision", self.precision, PRECISIONS)
         one_of("compile mode", self.compile, COMPILE_MODES)
+        one_of("unit", self.unit, UNITS)
         if self.out is None and (self.resume or self.save_every):
             what = "resume" if self.resume else f"save_every={self.save_every}"
             raise InputError(f"{what} needs an output folder: give `out`")
@@ -115,7 +119,7 @@ class TrainResult:
         losses: training loss of every step from the first, resumed parts included; all finite.
         evals: what `evaluate` returned, each with its "step".
         seconds: training time of all parts, without each part's first step, validation and saving.
-        tokens_per_second: elements of the batch's first tensor, over `seconds`; 0 where only a first step
+        tokens_per_second: tokens, or whatever the config's `unit` says, over `seconds`; 0 where only a first step
             ran.
         compile_seconds: the first step of this process, which compiles; 0 where no step ran.
         eval_seconds: spent in `evaluate`.

@@ -86,7 +86,7 @@ class Trainer:
             stack.enter_context(device.kernels(config.deterministic))
             stack.enter_context(device.compiled(self.model, self.compile))
             show = config.progress and self.step < last
-            progress = Progress(config.name, config.steps, self.step, show, self.world.leads)
+            progress = Progress(config.name, config.steps, self.step, show, self.world.leads, config.unit)
             self.progress = stack.enter_context(progress)
             self.interrupt = stack.enter_context(Interrupt(self.progress.say))
             if self.random is None:
@@ -105,7 +105,7 @@ class Trainer:
         self.reader, first = Readback(self.device, self.world), True
         batch = self._fetch() if self.step < last else None
         while self.step < last and self.stopped is None:
-            begin, count = time.perf_counter(), device.first_tensor(batch).numel() * self.world.size
+            begin, count = time.perf_counter(), self._count(batch)
             self.reader.add(self.step, *self._update(batch), self.interrupt.asked)
             if first:  # it compiles, so it is timed apart
                 device.synchronize(self.device)
@@ -123,6 +123,11 @@ class Trainer:
 
     def _fetch(self):
         return device.to_device(self.batch_at(self.step, self.world.rank, self.world.size), self.device)
+
+    def _count(self, batch) -> int:
+        """Tokens or images of the whole step, over all processes."""
+        first = device.first_tensor(batch)
+        return (len(first) if self.config.unit == "images" else first.numel()) * self.world.size
 
     def _update(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step. Returns loss and gradient norm, scalars on the device."""

@@ -112,3 +112,21 @@ def test_import_is_light_and_leaves_the_gpu_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[] False", done.stderr
+
+
+def test_a_vision_model_trains_and_goes_on(tmp_path, capsys):
+    command = ["train", "gated_swinrmt_retention_nano", "--steps", "2", "--batch", "8", "--out", str(tmp_path)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "1,800 images of 32 x 32, 10 classes" in said and "images/s" in said and "% by chance" in said
+    assert main(["measure", str(tmp_path)]) == 2
+    assert "model of kind 'vit'" in capsys.readouterr().err
+    assert main(command) == 2  # there is a run already
+    assert "resume" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+
+
+@pytest.mark.parametrize("option", [["--steps", "0"], ["--batch", "0"], ["--images", "nowhere"]])
+def test_wrong_options_of_a_vision_run_are_one_line(option, capsys):
+    assert main(["train", "rmt_nano", *option]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -117,9 +117,9 @@ def _autocontrast(images: Tensor, value: Tensor) -> Tensor:
 def _equalize(images: Tensor) -> Tensor:
     """Pillow's rule: the count of all smaller values, in steps of a 255th of the count without the largest one's."""
     batch, height, width, _ = images.shape
-    ones = torch.ones(batch * height * width * 3, device=images.device)
-    counts = torch.zeros(batch * 3 * 256, device=images.device).scatter_add_(0, _cells(images).flatten(), ones)
-    counts = counts.view(batch, 3, 256)
+    cells = _cells(images).flatten()
+    counts = torch.zeros(batch * 3 * 256, device=images.device, dtype=torch.int64)  # whole: their order cannot matter
+    counts = counts.scatter_add_(0, cells, torch.ones_like(cells)).view(batch, 3, 256)
     largest = counts.gather(2, images.amax((1, 2))[..., None].long())  # [B, 3, 1]
     step = ((height * width - largest) / 255).floor()
     before = counts.cumsum(2) - counts

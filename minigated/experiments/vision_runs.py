@@ -52,13 +52,16 @@ def accuracy(model, split, augment: Augment, device, precision: str, batch: int 
     return 100.0 * right.item() / len(split)
 
 
-def train_one(config: ViTConfig, seed: int, plan: dict, images: ImageSet, device, name: str, folder=None) -> dict:
+def train_one(
+    config: ViTConfig, seed: int, plan: dict, images: ImageSet, device, name: str, folder=None, resume: bool = True
+) -> dict:
     """Trains one backbone with one seed; the test split is read once, at the end.
 
     Args:
         config: the backbone. seed: of weights, order and augmentation.
         plan: epochs, batch, rate, warmup (epochs), weight_decay, augment (options of `AugmentConfig`).
-        images: the set. name: for the progress bar. folder: for checkpoints; it goes on from what it finds there.
+        images: the set. name: for the progress bar.
+        folder: for checkpoints; with `resume` it goes on from what it finds there.
 
     Returns:
         Accuracy on validation and test in per cent, the loss curve, costs.
@@ -69,7 +72,7 @@ def train_one(config: ViTConfig, seed: int, plan: dict, images: ImageSet, device
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # of the convolutions' weights; maps are channel-last
     batches = ImageBatches(images.train, plan["batch"], seed)
-    steps = max(1, round(plan["epochs"] * batches.steps_per_epoch))
+    steps = round(plan["epochs"] * batches.steps_per_epoch)
 
     def batch_at(step, rank, world):
         drawn = batches.at(step, rank, world)
@@ -81,23 +84,23 @@ def train_one(config: ViTConfig, seed: int, plan: dict, images: ImageSet, device
     training = TrainConfig(
         steps=steps,
         rate=plan["rate"],
-        warmup=min(steps, round(plan["warmup"] * batches.steps_per_epoch)),
+        warmup=min(max(steps, 0), round(plan["warmup"] * batches.steps_per_epoch)),
         weight_decay=plan["weight_decay"],
         betas=(0.9, 0.999),
         seed=seed,
         device=str(device),
         name=f"{name} #{seed}",
+        unit="images",
         eval_every=max(1, steps // 5),
         save_every=max(1, steps // 5) if folder else 0,
         out=folder and str(folder),
-        resume=bool(folder),
+        resume=bool(folder) and resume,
     )
     result = Trainer(model, image_loss(augment), batch_at, training, look).run()
     if result.stopped == "interrupted":
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(result.message)
     every = max(1, steps // 60)
     spoilt = result.stopped is not None  # a diverged run is a result too, but its weights say nothing
-    pixels = images.train.images[0].numel()
     return {
         "test": None if spoilt else accuracy(model, images.test, augment, device, precision),
         "validation": None if spoilt else result.evals[-1]["validation"],
@@ -105,6 +108,6 @@ def train_one(config: ViTConfig, seed: int, plan: dict, images: ImageSet, device
         "curve": [[i, round(result.losses[i], 4)] for i in range(every - 1, len(result.losses), every)],
         "parameters": parameters(model),
         "steps": steps,
-        "images_per_second": result.tokens_per_second / pixels,
+        "images_per_second": result.tokens_per_second,
         **{name: getattr(result, name) for name in ("seconds", "compile_seconds", "peak_memory", "stopped")},
     }
