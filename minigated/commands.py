@@ -10,7 +10,7 @@ import torch
 from minigated.data import TextBatches, load_text
 from minigated.device import autocast, choose_device, choose_precision
 from minigated.errors import InputError
-from minigated.lm import SIZES, LanguageModel, build_lm, lm_loss
+from minigated.lm import SIZES, LanguageModel, TrainingLoss, build_lm, lm_loss
 from minigated.measure import measure, summary
 from minigated.recipe import TrainConfig
 from minigated.train import Trainer
@@ -52,7 +52,7 @@ def train_command(args) -> int:
     if leads:
         print(f"{args.model}, variant {args.variant}: {parameters(model):,} parameters on {device}; text {corpus.name}")
     evaluate = validation_loss(corpus.validation, context, args.batch, choose_precision("auto", device))
-    result = Trainer(model, lm_loss, batches.at, config, evaluate).run()
+    result = Trainer(model, TrainingLoss(), batches.at, config, evaluate).run()
     if result.checkpoint and leads:
         print(f"saved {result.checkpoint}")
     return {None: 0, "interrupted": 130}.get(result.stopped, 1)

@@ -3,8 +3,8 @@
 RetNet (arXiv 2307.08621) dims what lies n steps back by gamma^n. RMT (arXiv 2309.11523) takes this to images: gamma to
 the power of the Manhattan distance, |rows apart| + |columns apart|. Numbers (3.x) are those of chapter 3.
 
-    gamma_h = 1 - 2^(-initial - span h / H)                                                                  (3.1)
-    D_ij = gamma^(|y_i - y_j| + |x_i - x_j|)                                                                 (3.2)
+    gamma_h = 1 - 2^(-initial - span h / H)                                                                  (3.3)
+    M_ij = (|y_i - y_j| + |x_i - x_j|) log gamma                                                             (3.4)
 
 Masks hold log gamma times the distance and are added to the logits before the softmax, as RMT's code does; its paper
 multiplies after the softmax and does not renormalise (`decay_after_softmax`). Maps are [B, h, w, H, D].
@@ -20,7 +20,7 @@ RETNET_FORMS = ("exponents", "linspace")
 
 # ---------------------------------------------------------------------------------------------- rates and masks
 def rmt_log_decay(heads: int, initial: float = 2.0, span: float = 4.0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """log gamma of each head, eq. (3.1): the first head is the most local. [H] in `dtype`, computed in float64.
+    """log gamma of each head, eq. (3.3): the first head is the most local. [H] in `dtype`, computed in float64.
 
     Args:
         heads: H. initial, span: RMT's initial_value and heads_range.
@@ -66,7 +66,7 @@ def decay_mask(log_decay: Tensor, length: int) -> Tensor:
 
 
 def manhattan_mask(log_decay: Tensor, height: int, width: int) -> Tensor:
-    """Log of eq. (3.2) for the N = height * width cells of a map, row by row. log_decay [H] -> [H, N, N]."""
+    """Eq. (3.4) for the N = height * width cells of a map, row by row. log_decay [H] -> [H, N, N]."""
     rows, columns = distances(height, log_decay.device), distances(width, log_decay.device)
     apart = rows[:, None, :, None] + columns[None, :, None, :]  # [h, w, h, w]
     return apart.reshape(height * width, -1) * log_decay[:, None, None]
@@ -74,7 +74,7 @@ def manhattan_mask(log_decay: Tensor, height: int, width: int) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------- rotation
 def rotation_table(height: int, width: int, head_width: int, dtype=torch.float32) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of RMT's rotation, [h, w, D] each.
+    """Cosine and sine of RMT's rotation (3.9), [h, w, D] each.
 
     Two neighbouring channels turn together by index * angle, angle = 10000^(-i / (D/2 - 1)) for pair i (its last
     frequency is 1/10000, unlike RoPE's). The index is row * width + column: one step down turns as far as `width`
@@ -102,7 +102,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------- RetNet, one dimension
 def retention_parallel(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-    """(Q K^T (.) D) V with D_ij = gamma^(i - j) for i >= j, 0 above: no softmax. [B, H, T, D] -> [B, H, T, D]."""
+    """Eq. (3.1), (Q K^T (.) D) V with D_nm = gamma^(n - m), 0 for m > n; no softmax. [B, H, T, D] -> [B, H, T, D]."""
     wide = torch.promote_types(q.dtype, torch.float32)
     decay = decay_mask(log_decay.to(wide), q.shape[-2]).exp().tril()  # [H, T, T]
     return (q @ k.transpose(-2, -1) * decay).to(v.dtype) @ v
@@ -111,7 +111,7 @@ def retention_parallel(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Te
 def retention_recurrent(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same, one step at a time: S_n = gamma S_{n-1} + k_n^T v_n, o_n = q_n S_n.
+    """The same, one step at a time, eq. (3.2): S_n = gamma S_{n-1} + k_n^T v_n, o_n = q_n S_n.
 
     Args:
         q, k, v: [B, H, T, D].
@@ -134,7 +134,7 @@ def retention_recurrent(
 
 # ---------------------------------------------------------------------------------------------- RMT, two dimensions
 def manhattan_loops(q: Tensor, k: Tensor, v: Tensor, log_decay: float) -> Tensor:
-    """RMT's full form for one head by hand: every cell looks at every cell. [h, w, D] -> [h, w, D]."""
+    """RMT's full form (3.5) for one head by hand: every cell looks at every cell. [h, w, D] -> [h, w, D]."""
     height, width, channels = q.shape
     output = torch.zeros_like(v)
     for y in range(height):
@@ -160,13 +160,13 @@ def as_map(x: Tensor, height: int) -> Tensor:
 
 
 def manhattan_full(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(D) + mask) V over all cells. Maps [B, h, w, H, D], mask [H, N, N] -> [B, h, w, H, D]."""
+    """Eq. (3.5), softmax(Q K^T / sqrt(D) + M) V over all cells. Maps [B, h, w, H, D], mask [H, N, N] -> a map."""
     scores = as_tokens(q) @ as_tokens(k).transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, H, N, N]
     return as_map(torch.softmax(scores + mask, -1).to(v.dtype) @ as_tokens(v), q.shape[1])
 
 
 def manhattan_decomposed(q: Tensor, k: Tensor, v: Tensor, row_mask: Tensor, column_mask: Tensor) -> Tensor:
-    """RMT's decomposed form: every row by itself (the width pass), then every column (the height pass).
+    """RMT's decomposed form (3.7): every row by itself (the width pass), then every column (the height pass).
 
     Both passes use the same queries and keys; the second takes the first's result as its values.
 
@@ -187,8 +187,8 @@ def manhattan_decomposed(q: Tensor, k: Tensor, v: Tensor, row_mask: Tensor, colu
 def decay_after_softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, renormalise: bool) -> Tensor:
     """The formula of RMT's paper: softmax(Q K^T / sqrt(D)) (.) gamma^distance, then V.
 
-    With `renormalise` each row is divided by its sum, and the result equals `manhattan_full`; without, rows sum to less
-    than one and it does not. Shapes as in `manhattan_full`.
+    With `renormalise` each row is divided by its sum, and the result equals `manhattan_full` (3.6). Without, rows sum
+    to less than one, and it does not. Shapes as in `manhattan_full`.
     """
     scores = as_tokens(q) @ as_tokens(k).transpose(-2, -1) * q.shape[-1] ** -0.5
     weights = torch.softmax(scores, -1) * mask.exp()  # [B, H, N, N]

@@ -14,12 +14,13 @@ def format_rows(rows: list[dict]) -> str:
     language = [row for row in rows if row["kind"] == "language"]
     vision = [row for row in rows if row["kind"] == "vision"]
     lines = [
-        f"{'language model':16}{'parameters':>15}  {'layers':>6} {'width':>6} {'heads':>6} {'kv':>4} {'ffn':>6} "
-        f"{'vocabulary':>11}"
+        f"{'language model':16}{'parameters':>15}{'active':>15}  {'layers':>6} {'width':>6} {'heads':>6} {'kv':>4} "
+        f"{'ffn':>6} {'experts':>8} {'vocabulary':>11}"
     ]
     lines += [
-        f"{row['name']:16}{row['parameters']:>15,}  {row['layers']:>6} {row['width']:>6} {row['heads']:>6} "
-        f"{row['kv_heads']:>4} {row['ffn_width']:>6} {row['vocabulary']:>11,}"
+        f"{row['name']:16}{row['parameters']:>15,}{row['active']:>15,}  {row['layers']:>6} {row['width']:>6} "
+        f"{row['heads']:>6} {row['kv_heads']:>4} {row['ffn_width']:>6} "
+        f"{'{top_k} of {experts}'.format(**row) if row['experts'] else '-':>8} {row['vocabulary']:>11,}"
         for row in language
     ]
     title = f"{'vision model':31}{'parameters':>12}  {'classes':>7} {'pixels':>6} {'window':>6}"

@@ -71,6 +71,8 @@ class SwinAttention(nn.Module):
 
     def bias(self, window_h: int, window_w: int) -> Tensor:
         """The bias of each pair of cells of a window, row by row. [H, N, N] with N = window_h * window_w."""
+        if max(window_h, window_w) > self.window:
+            raise InputError(f"a window of {window_h} x {window_w} cells; accepted: sides up to {self.window}")
         side, device = 2 * self.window - 1, self.relative_position_bias_table.device
         apart = []
         for cells in (window_h, window_w):
@@ -95,7 +97,7 @@ class SwinAttention(nn.Module):
         rows, columns = tables.rows, tables.columns
         batch, cells = len(x), rows.window * columns.window
         windows = partition(roll_in(self.qkv(x), rows, columns), rows.window, columns.window)  # [B*n, Wh, Ww, 3C]
-        q, k, v = windows.view(-1, cells, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = windows.reshape(-1, cells, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
         mask = self.bias(rows.window, columns.window).unsqueeze(0)  # [1, H, N, N]
         if tables.mask is not None:
             mask = (mask + tables.mask).repeat(batch, 1, 1, 1)  # [B * windows, H, N, N]

@@ -44,8 +44,7 @@ def variant_rows() -> list[dict]:
     """The variants as plain rows: name, summary, the paper's numbers and the counted parameters in millions."""
     rows = []
     for variant in VARIANTS.values():
-        added = added_parameters(variant)
-        counted = None if added is None else added / 1e6
+        counted = added_parameters(variant) / 1e6
         named = {"name": variant.name, "summary": variant.summary, "counted_millions": counted}
         rows.append(named | asdict(variant.paper) | {"note": variant.note})
     return rows

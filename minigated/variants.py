@@ -14,6 +14,7 @@ from minigated.errors import InputError
 from minigated.gates import GateSpec, HeadRMSNorm, HeadSiLU, SwitchProjection, build_gate
 
 PAPER_SHAPE, PAPER_LAYERS = AttentionShape(width=2048, heads=32, kv_heads=4, head_width=128), 24
+PAPER_EXPERT_WIDTH = 768
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Variant:
         switch: (projections, experts, top_k) of SwitchHead.
         heads_factor, kv_heads_factor: the baselines with more heads.
         sandwich: RMSNorm on both branch outputs. clip: clamp both branch outputs to +-clip.
+        experts_added: more experts, total and active; such a row needs a mixture-of-experts model.
         note: what could not be derived from the paper.
-        dense: False where the row needs a mixture-of-experts model.
     """
 
     name: str
@@ -59,8 +60,13 @@ class Variant:
     kv_heads_factor: int = 1
     sandwich: bool = False
     clip: float | None = None
+    experts_added: int = 0
     note: str = ""
-    dense: bool = True
+
+    @property
+    def dense(self) -> bool:
+        """Whether a dense model can show this row."""
+        return not self.experts_added
 
     def shape(self, base: AttentionShape) -> AttentionShape:
         """The attention shape after the variant's change of head counts."""
@@ -83,8 +89,6 @@ class Variant:
             head_norm: "shared" or "per_head" weight of `gates.HeadRMSNorm`.
             **options: of `Attention` (qk_norm, qk_order, eps).
         """
-        if not self.dense:
-            raise InputError(f"variant {self.name!r} needs a mixture-of-experts model")
         shape = self.shape(base)
         gates: dict[str, nn.Module] = {}
         if self.gate is not None:
@@ -111,7 +115,7 @@ _ROWS = [
         "experts_added",
         "four more experts, total and active",
         Paper("T1 r4", 5.964, 58.84, 400),
-        dense=False,
+        experts_added=4,
         note="by the stated sizes four experts of width 768 add 453 M, the paper prints 400",
     ),
     Variant(
@@ -256,11 +260,10 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def added_parameters(variant: Variant, shape: AttentionShape = PAPER_SHAPE, layers: int = PAPER_LAYERS) -> int | None:
-    """Parameters the variant adds to the baseline, counted on the meta device; None if it needs an MoE model."""
-    if not variant.dense:
-        return None
+def added_parameters(variant: Variant, shape: AttentionShape = PAPER_SHAPE, layers: int = PAPER_LAYERS) -> int:
+    """Parameters the variant adds to the baseline, counted on the meta device; experts have the paper's width."""
     with torch.device("meta"):
         gated, plain = variant.attention(shape), Attention(shape)
     around = 2 * shape.width if variant.sandwich else 0
-    return layers * (parameters(gated) - parameters(plain) + around)
+    experts = variant.experts_added * shape.width * (3 * PAPER_EXPERT_WIDTH + 1)  # and a row of the router each
+    return layers * (parameters(gated) - parameters(plain) + around + experts)

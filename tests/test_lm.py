@@ -29,7 +29,8 @@ def tokens(length: int = 11, batch: int = 2) -> torch.Tensor:
 # ------------------------------------------------------------------------------------ parameters
 def by_formula(c: LMConfig) -> int:
     attention = 2 * c.width * c.heads * c.head_width + 2 * c.width * c.kv_heads * c.head_width + 2 * c.head_width
-    layer = attention + 3 * c.width * c.ffn_width + 2 * c.width
+    feed_forwards = max(c.experts, 1) * 3 * c.width * c.ffn_width + c.experts * c.width  # and the router
+    layer = attention + feed_forwards + 2 * c.width
     return c.vocabulary * c.width * (1 if c.tied else 2) + c.layers * layer + c.width
 
 
@@ -38,11 +39,11 @@ def test_parameters_by_formula(size):
     assert parameters(build_lm(size, device="meta")) == by_formula(SIZES[size])
 
 
-@pytest.mark.parametrize("size, millions", [("1.7B-28L", 1720.8), ("1.7B-48L", 1705.9)])
-def test_the_papers_dense_models_have_the_released_totals(size, millions):
+@pytest.mark.parametrize("size, millions", [("1.7B-28L", 1720.8), ("1.7B-48L", 1705.9), ("15A2B", 15577.8)])
+def test_the_papers_models_have_the_released_totals(size, millions):
     count = parameters(build_lm(size, device="meta"))
     assert round(count / 1e6, 1) == millions
-    assert count == {"1.7B-28L": 1_720_837_120, "1.7B-48L": 1_705_932_288}[size]
+    assert count == {"1.7B-28L": 1_720_837_120, "1.7B-48L": 1_705_932_288, "15A2B": 15_577_751_552}[size]
 
 
 @pytest.mark.parametrize("size, added", [("1.7B-28L", 117.4), ("1.7B-48L", 151.0)])

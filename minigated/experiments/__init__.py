@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "ch05_gate_ablation": "minigated.experiments.gate_ablation",
     "ch06_mini_imagenet": "minigated.experiments.mini_imagenet",
     "ch06_swat_readings": "minigated.experiments.swat_readings",
+    "ch08_length": "minigated.experiments.length",
 }
 SCALES = ("cpu", "gpu")
 

@@ -17,11 +17,14 @@ FILES = [
     for name in (
         *(
             "attention",
+            "balance",
             "device",
             "gates",
             "layers",
             "lm",
+            "lm_config",
             "measure",
+            "moe",
             "optimizer",
             "recipe",
             "rope",

@@ -1,0 +1,226 @@
+"""A mixture of experts: a router sends each token to k of E small feed-forwards (chapter 7).
+
+    p = softmax(x W_r)                                      the router's probabilities, [E]                  (7.1)
+    y = sum over the k largest p_e of w_e * expert_e(x),    w = p, or p divided by the sum of the k          (7.2)
+    expert_e(x) = W_down,e (SiLU(W_gate,e x) * W_up,e x)    a narrow SwiGLU                                  (7.3)
+
+The layer of the 15A2B model of *Gated Attention for Large Language Models* (arXiv 2505.06708): 128 experts, 8 a token,
+no shared expert. Qwen3-Next adds one. All experts stand in two packed tensors, so the same weights run in three ways:
+a loop to read, padded batches, grouped matrix products. N counts tokens, whatever sequences they come from.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigated.errors import InputError, one_of
+from minigated.layers import SwiGLU
+
+
+class Routing(NamedTuple):
+    """What a router decided for N tokens.
+
+    Attributes:
+        logits: [N, E] float32, before the softmax. chosen: [N, k] int64, the experts, most probable first.
+        weights: [N, k] float32, what their outputs are multiplied by.
+    """
+
+    logits: Tensor
+    chosen: Tensor
+    weights: Tensor
+
+
+def route(logits: Tensor, top_k: int, renormalise: bool = False) -> Routing:
+    """Softmax over all experts, then the k largest, eq. (7.1) and (7.2).
+
+    Args:
+        logits: [N, E].
+        top_k: k experts a token.
+        renormalise: divide the k probabilities by their sum (`norm_topk_prob` of the released models).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights, chosen = torch.softmax(logits, -1).topk(top_k, -1)  # [N, k] each
+    if renormalise:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return Routing(logits, chosen, weights)
+
+
+# ---------------------------------------------------------------------------------------------- three ways to run them
+def experts_loop(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
+    """Eq. (7.2) expert by expert, to read.
+
+    Args:
+        x: [N, C].
+        gate_up: [E, 2F, C], rows of W_gate, then of W_up. down: [E, C, F].
+
+    Returns:
+        [N, C].
+    """
+    y = torch.zeros_like(x)
+    for expert in range(len(gate_up)):
+        token, place = (routing.chosen == expert).nonzero(as_tuple=True)  # who comes here, as which choice
+        gate, up = (x[token] @ gate_up[expert].T).chunk(2, -1)  # [n, F] each
+        out = (F.silu(gate) * up) @ down[expert].T  # [n, C], eq. (7.3)
+        y.index_add_(0, token, out * routing.weights[token, place, None].to(x.dtype))
+    return y
+
+
+class Sorted(NamedTuple):
+    """Assignments (token, expert) in the order of the experts. A = N k.
+
+    Attributes:
+        token: [A] the token of each. counts: [E] how many each expert has. back: [A] where assignment i stands now.
+    """
+
+    token: Tensor
+    counts: Tensor
+    back: Tensor
+
+
+def sort_by_expert(chosen: Tensor, experts: int) -> Sorted:
+    """Puts the tokens of one expert next to each other. chosen [N, k]; no value is read back from the device."""
+    flat = chosen.flatten()  # [A]
+    order = flat.argsort(stable=True)
+    counts = torch.zeros(experts, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+    return Sorted(order // chosen.shape[1], counts, order.argsort())
+
+
+def combine(out: Tensor, plan: Sorted, routing: Routing) -> Tensor:
+    """Weighs and adds the k outputs of each token. out [A, C], sorted -> [N, C]."""
+    out = out[plan.back].unflatten(0, routing.weights.shape)  # [N, k, C]
+    return (out * routing.weights.unsqueeze(-1).to(out.dtype)).sum(1)
+
+
+def experts_batched(
+    x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing, capacity: int | None = None
+) -> Tensor:
+    """The same as one batched product: every expert gets a box of equal size, filled up with zeros.
+
+    Args:
+        x, gate_up, down: as in `experts_loop`.
+        capacity: places in a box; that of the fullest expert unless given.
+
+    Raises:
+        InputError: an expert got more tokens than `capacity`. No token is ever dropped.
+    """
+    plan = sort_by_expert(routing.chosen, len(gate_up))
+    fullest = int(plan.counts.max())
+    capacity = fullest if capacity is None else capacity
+    if fullest > capacity:
+        raise InputError(
+            f"expert {int(plan.counts.argmax())} received {fullest} tokens and has room for {capacity}; "
+            f"give capacity={fullest} or more, or None"
+        )
+    expert = torch.arange(len(gate_up), device=x.device).repeat_interleave(plan.counts)  # [A]
+    place = torch.arange(len(expert), device=x.device) - (plan.counts.cumsum(0) - plan.counts)[expert]
+    boxes = x.new_zeros(len(gate_up), capacity, x.shape[1])  # [E, capacity, C]
+    boxes = boxes.index_put((expert, place), x[plan.token])
+    gate, up = (boxes @ gate_up.transpose(1, 2)).chunk(2, -1)  # [E, capacity, F] each
+    boxes = (F.silu(gate) * up) @ down.transpose(1, 2)  # [E, capacity, C]
+    return combine(boxes[expert, place], plan, routing)
+
+
+def experts_grouped(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
+    """The same without padding: one grouped matrix product each way. Reads nothing back, so it compiles whole.
+
+    Shapes as in `experts_loop`; bfloat16, and float32 on a CPU without compilation. On a GPU, C and F must be
+    multiples of 8.
+    """
+    plan = sort_by_expert(routing.chosen, len(gate_up))
+    ends = plan.counts.cumsum(0).to(torch.int32)  # where each expert's rows end
+    gate, up = F.grouped_mm(x[plan.token], gate_up.transpose(1, 2), offs=ends).chunk(2, -1)  # [A, F] each
+    out = F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)  # [A, C]
+    return combine(out, plan, routing)
+
+
+FORMS: dict[str, Callable] = {"loop": experts_loop, "batched": experts_batched, "grouped": experts_grouped}
+
+
+def choose_form(form: str, x: Tensor, hidden: int) -> Callable:
+    """The function for a form's name. "auto": grouped where this torch has it for device and dtype, else batched."""
+    if form != "auto":
+        return FORMS[form]
+    eager_cpu = not x.is_cuda and not torch.compiler.is_compiling()  # the only place that takes float32
+    types = (torch.bfloat16, torch.float32) if eager_cpu else (torch.bfloat16,)
+    aligned = not x.is_cuda or (x.shape[-1] % 8 == 0 and hidden % 8 == 0)
+    return experts_grouped if hasattr(F, "grouped_mm") and x.dtype in types and aligned else experts_batched
+
+
+# ---------------------------------------------------------------------------------------------- the layer
+class Experts(nn.Module):
+    """The packed weights of E SwiGLU feed-forwards, in the layout of transformers' Qwen models.
+
+    Args:
+        experts: E. width: C. hidden: F, the width of one expert. form: "auto", "loop", "batched" or "grouped".
+    """
+
+    def __init__(self, experts: int, width: int, hidden: int, form: str = "auto"):
+        super().__init__()
+        one_of("form of the experts", form, ("auto", *FORMS))
+        self.form = form
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * hidden, width))
+        self.down_proj = nn.Parameter(torch.empty(experts, width, hidden))
+        self.initialize(0.02)
+
+    def initialize(self, std: float) -> None:
+        """Draws all weights from N(0, std^2)."""
+        nn.init.normal_(self.gate_up_proj, std=std)
+        nn.init.normal_(self.down_proj, std=std)
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        """[N, C] -> [N, C]."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        x = x.to(dtype)  # grouped products are not on autocast's list
+        form = choose_form(self.form, x, self.down_proj.shape[-1])
+        return form(x, self.gate_up_proj.to(dtype), self.down_proj.to(dtype), routing)
+
+
+class MoE(nn.Module):
+    """Router, experts and, where asked for, a shared expert that every token visits.
+
+    Args:
+        width: C. hidden: F, the width of one expert. experts: E. top_k: k.
+        renormalise: see `route`.
+        shared_width: width of the shared expert, 0 for none. It is multiplied by sigmoid(x w), as in Qwen3-Next.
+        form: how the experts run, see `Experts`.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, experts: int, top_k: int, renormalise=False, shared_width=0, form="auto"
+    ):
+        super().__init__()
+        if not 1 <= top_k <= experts:
+            raise InputError(f"top_k must be from 1 to {experts}, the number of experts, got {top_k}")
+        self.top_k, self.renormalise = top_k, renormalise
+        self.router = nn.Linear(width, experts, bias=False)
+        self.experts = Experts(experts, width, hidden, form)
+        self.shared = SwiGLU(width, shared_width) if shared_width else None
+        self.shared_gate = nn.Linear(width, 1, bias=False) if shared_width else None
+
+    def forward(self, x: Tensor, routings: list[Routing] | None = None) -> Tensor:
+        """Sends every token through its experts.
+
+        Args:
+            x: [B, T, C].
+            routings: a list that gets this layer's `Routing` appended, for the balance loss and for statistics.
+
+        Returns:
+            [B, T, C].
+        """
+        tokens = x.flatten(0, -2)  # [N, C]
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 logits would tie and flip choices
+            wide = torch.promote_types(self.router.weight.dtype, torch.float32)
+            routing = route(F.linear(tokens.to(wide), self.router.weight.to(wide)), self.top_k, self.renormalise)
+        if routings is not None:
+            routings.append(routing)
+        y = self.experts(tokens, routing)
+        if self.shared is not None:
+            y = y + torch.sigmoid(self.shared_gate(tokens)) * self.shared(tokens)
+        return y.view_as(x)
+
+    def extra_repr(self) -> str:
+        return f"top_k={self.top_k}, renormalise={self.renormalise}"
