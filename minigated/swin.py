@@ -1,8 +1,8 @@
 """Swin's mixer (arXiv 2103.14030): softmax attention inside shifted windows, with a learned bias for each offset.
 
-    softmax(Q K^T / sqrt(D) + bias[offset] + mask) V   in every window                                       (4.1)
+    softmax(Q K^T / sqrt(D) + bias[offset] + mask) V   in every window                                       (4.2)
 
-Number (4.1) is that of chapter 4.
+Number (4.2) is that of chapter 4.
 """
 
 from typing import NamedTuple
@@ -48,7 +48,7 @@ class SwinTables(SizedTables):
 
 
 class SwinAttention(nn.Module):
-    """Eq. (4.1) on maps [B, h, w, C].
+    """Eq. (4.2) on maps [B, h, w, C].
 
     Args:
         channels: C. heads: H, a divisor of C.

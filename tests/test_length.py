@@ -12,7 +12,7 @@ def tiny(monkeypatch, tmp_path):
     """Two steps, then one, on the shortest context that holds a passkey, in a folder of its own."""
     plan = {"size": "lm_nano", "context": 72, "batch": 2, "steps": 2, "more_steps": 1, "windows": 4}
     monkeypatch.setattr(length, "PLANS", {"cpu": plan})
-    monkeypatch.setattr(length, "MODEL", {"qk_norm": False, "layers": 1, "width": 32, "ffn_width": 96})
+    monkeypatch.setattr(length, "MODEL", {"layers": 1, "width": 32, "ffn_width": 96})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,6 +1,6 @@
 """Chapter 4: Swin's attention in shifted, padded windows, against three references.
 
-Loops over pairs of cells written from eq. (4.1); timm's WindowAttention with the same weights, where windows divide the
+Loops over pairs of cells written from eq. (4.2); timm's WindowAttention with the same weights, where windows divide the
 map; the layer itself without windows, on every rectangle between the borders of regions.
 """
 
@@ -89,7 +89,7 @@ def test_the_index_is_timms():
 
 # ---------------------------------------------------------------------------------------------- against loops
 def by_loops(module, x, window, shifted):
-    """Eq. (4.1) from one cell to each cell of its region."""
+    """Eq. (4.2) from one cell to each cell of its region."""
     batch, height, width, _ = x.shape
     q, k, v = module.qkv(x).unflatten(-1, (3, HEADS, WIDTH)).unbind(3)  # [B, h, w, H, D]
     y, table, side = torch.zeros_like(v), module.relative_position_bias_table, 2 * module.window - 1
