@@ -43,7 +43,10 @@ PLAN = (
 )
 # Modules in reading order; what is not listed comes last, under "Further modules".
 GROUPS = {
-    "Language models": ("errors", "rope", "layers", "attention", "gates", "variants", "lm"),
+    "Language models": (
+        *("errors", "rope", "layers", "attention", "gates", "variants", "moe", "balance", "lm_config", "lm"),
+        "long_context",
+    ),
     "Vision models": (
         *("tables", "decay", "decay_passes", "windows", "swin", "retention", "swat", "swat_options", "swat_tables"),
         *("vit_parts", "vit_mixers", "vit", "vit_sizes", "model_table"),
@@ -52,8 +55,10 @@ GROUPS = {
     "Data": ("data",),
     "Training": ("recipe", "train", "optimizer", "checkpoint", "distributed", "device"),
     "Weights from elsewhere": ("interop",),
-    "Records and figures": ("records", "experiments", "plots", "plots_attention", "plots_gates", "plots_decay", "plots_windows",
-                            "plots_vit", "plots_swat"),
+    "Records and figures": (
+        *("records", "experiments", "plots", "plots_attention", "plots_gates", "plots_decay", "plots_windows"),
+        *("plots_vit", "plots_swat", "plots_length"),
+    ),
     "Exercises": ("check", "grader", "expectations"),
 }
 
