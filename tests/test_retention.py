@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.testing import assert_close
+
 from minigated.decay import (
     decay_mask,
     manhattan_decomposed,
@@ -11,9 +14,6 @@ from minigated.decay import (
     rotate,
     rotation_table,
 )
-from torch import nn
-from torch.testing import assert_close
-
 from minigated.errors import InputError
 from minigated.retention import (
     FullTableBuilder,
