@@ -68,7 +68,14 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config = config.matched()
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        self.rotary = RotaryTable(config.context, config.head_width, config.rope_base)
+        self.rotary = RotaryTable(
+            config.context,
+            config.head_width,
+            config.rope_base,
+            scaling=config.rope_scaling,
+            factor=config.rope_factor,
+            trained=config.trained_context,
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)

@@ -30,6 +30,7 @@ class LMConfig:
         renormalise, shared_width, expert_form: see `minigated.moe.MoE`.
         balance_weight, z_weight: of the two router losses, summed over layers. The paper does not state them; these are
             the values of Switch Transformer and of ST-MoE.
+        rope_scaling, rope_factor, trained_context: see `minigated.rope.RotaryTable`; for more context than was trained.
         balance_scope: "global" counts experts over all processes, "batch" on each alone.
     """
 
@@ -60,6 +61,9 @@ class LMConfig:
     balance_weight: float = 1e-2
     z_weight: float = 1e-3
     balance_scope: str = "global"
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    trained_context: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "qk_order", tuple(self.qk_order))  # a list after a trip through JSON

@@ -8,6 +8,7 @@ import torch
 
 VOCABULARY, LAYERS, FFN, CONTEXT = 61, 2, 40, 32
 BASE, EPS = 1000.0, 1e-3  # not the usual ones: a default taken instead of the config's value shows
+EXPERTS = dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=12)
 GROUPED = dict(width=48, heads=6, kv_heads=2, head_width=8)  # G = 3, C = H*D
 NARROW = dict(width=40, heads=6, kv_heads=2, head_width=8)  # G = 3, C below H*D
 EQUAL = dict(width=32, heads=4, kv_heads=4, head_width=8)  # G = 1
@@ -53,6 +54,25 @@ def qwen3_next(transformers, shape: dict):
     config = transformers.Qwen3NextConfig(
         **_options(shape), layer_types=["full_attention"] * LAYERS, num_experts=0, tie_word_embeddings=False
     )
+    config._attn_implementation = "eager"
+    return randomize(transformers.Qwen3NextForCausalLM(config), norm_centre=0.0)
+
+
+def qwen3_moe(transformers, shape: dict, renormalise: bool):
+    """Qwen3MoeForCausalLM in float32 with eager attention: 5 experts of width 12, 2 a token."""
+    config = transformers.Qwen3MoeConfig(
+        **_options(shape), **EXPERTS, norm_topk_prob=renormalise, tie_word_embeddings=False
+    )
+    config._attn_implementation = "eager"
+    return randomize(transformers.Qwen3MoeForCausalLM(config), norm_centre=1.0)
+
+
+def qwen3_next_moe(transformers, shape: dict, renormalise: bool):
+    """Qwen3NextForCausalLM with full attention, experts and a shared expert in every layer."""
+    config = transformers.Qwen3NextConfig(
+        **_options(shape), **EXPERTS, layer_types=["full_attention"] * LAYERS, norm_topk_prob=renormalise,
+        shared_expert_intermediate_size=10, tie_word_embeddings=False,
+    )  # fmt: skip
     config._attn_implementation = "eager"
     return randomize(transformers.Qwen3NextForCausalLM(config), norm_centre=0.0)
 

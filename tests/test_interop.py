@@ -234,7 +234,7 @@ def test_a_misshapen_weight():
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type as 'yarn'; only 'default'"),
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor as 0.25; only 1.0"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types as"),
-        ({"num_experts": 8}, "num_experts as 8; only 0"),
+        ({"num_experts": 8}, "gives 8 experts; model.layers.0.mlp.gate.weight is missing"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(change, said):

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minigated.errors import InputError
-from minigated.interop.qwen import from_qwen3_next, from_qwen_gated
+from minigated.interop.qwen import from_qwen3, from_qwen3_next, from_qwen_gated
 from minigated.lm import LanguageModel
 
-LOADERS = {"qwen2": from_qwen_gated, "qwen3": from_qwen_gated, "qwen3_next": from_qwen3_next}
+LOADERS = {"qwen2": from_qwen_gated, "qwen3": from_qwen_gated, "qwen3_moe": from_qwen3, "qwen3_next": from_qwen3_next}
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 # the first that is there is read
 WEIGHT_FILES = (SINGLE[0], f"{SINGLE[0]}.index.json", SINGLE[1], f"{SINGLE[1]}.index.json")

@@ -1,10 +1,10 @@
 """Weights of Qwen models under this package's names.
 
-Three sources, all dense decoders with the same parts under the same names:
+Three sources, all decoders with the same parts under the same names:
 
-- Qwen3 of transformers: the baseline; `q_proj` holds queries only.
-- Qwen3-Next of transformers with full attention and a dense feed-forward in every layer: the elementwise
-  gate at G1, rows per head; RMSNorm weights are stored as their difference from one.
+- Qwen3 and Qwen3-MoE of transformers: the baseline; `q_proj` holds queries only.
+- Qwen3-Next of transformers with full attention in every layer, dense or a mixture of experts with a shared one: the
+  elementwise gate at G1, rows per head; RMSNorm weights are stored as their difference from one.
 - Qwen's release for *Gated Attention for Large Language Models* (arXiv 2505.06708): baseline, headwise and
   elementwise, rows per key/value group. This layout is tested on state dicts built to it with random
   weights and through its identities with Qwen3-Next, not on the released files.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minigated.attention import AttentionShape
 from minigated.errors import InputError, one_of
+from minigated.interop.experts import EXPERT_NAMES, SHARED_NAMES, expert_count, pack_experts
 from minigated.interop.layouts import join_per_group, split_per_group, split_per_head
 from minigated.interop.sizes import EMBEDDING, HEAD, NORM, VARIANT_OF, read_sizes, released_config
 from minigated.lm import LanguageModel, LMConfig
@@ -63,7 +64,7 @@ QWEN3_NEXT = Dialect(split_per_head, 1.0, 0.25, ("g1_elementwise",))
 
 # ---------------------------------------------------------------------------------------------- the doors
 def from_qwen3(state: Mapping[str, Tensor], config: Mapping, dtype=None) -> LanguageModel:
-    """A dense Qwen3 of transformers as this package's baseline.
+    """A Qwen3 or Qwen3-MoE of transformers as this package's baseline.
 
     Args:
         state: its state dict. Every tensor is copied.
@@ -88,7 +89,7 @@ def from_qwen_gated(state: Mapping[str, Tensor], config: Mapping, dtype=None) ->
 
 
 def from_qwen3_next(state: Mapping[str, Tensor], config: Mapping, dtype=None) -> LanguageModel:
-    """A Qwen3-Next of transformers with full attention and a dense feed-forward in every layer.
+    """A Qwen3-Next of transformers with full attention in every layer, dense or with experts in every layer.
 
     Its RMSNorm multiplies by 1 + weight; the shift is made here, in float32. Rotary positions must cover
     the whole head (`partial_rotary_factor` 1). Arguments and errors as in `from_qwen3`.
@@ -114,14 +115,19 @@ def _names(config: LMConfig) -> dict[str, str]:
     names = {EMBEDDING: "embedding.weight", NORM: "norm.weight"}
     if not config.tied:
         names[HEAD] = "head.weight"
+    inside = dict(LAYER_NAMES)
+    if config.experts:
+        inside = {theirs: ours for theirs, ours in inside.items() if not theirs.startswith("mlp.")} | EXPERT_NAMES
+        inside |= SHARED_NAMES if config.shared_width else {}
     for layer in range(config.layers):
-        for theirs, ours in LAYER_NAMES.items():
+        for theirs, ours in inside.items():
             if config.qk_norm or not theirs.endswith(("q_norm.weight", "k_norm.weight")):
                 names[f"model.layers.{layer}.{theirs}"] = f"blocks.{layer}.{ours}"
     return names
 
 
 def _convert(state: Mapping[str, Tensor], source: Mapping, dialect: Dialect, dtype) -> LanguageModel:
+    state = pack_experts(state, expert_count(source))
     config = read_sizes(state, source, dialect.rotary_share)
     one_of("gate for this loader", config.variant, dialect.variants)
     names = _names(config)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from minigated.attention import AttentionShape
 from minigated.errors import InputError
+from minigated.interop.experts import expert_count, expert_sizes
 from minigated.interop.layouts import gate_granularity
 from minigated.lm import LMConfig
 
@@ -30,8 +31,12 @@ def read_sizes(state: Mapping[str, Tensor], config: Mapping, rotary_share: float
     _refuse_options(config, rotary_share)
     heads, kv_heads = _number(config, "num_attention_heads", int), _number(config, "num_key_value_heads", int)
     vocabulary, width = _matrix(state, EMBEDDING)
-    matrices = ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")
-    q_rows, k_rows, ffn_width = (_matrix(state, FIRST_LAYER.format(name))[0] for name in matrices)
+    q_rows, k_rows = (_matrix(state, FIRST_LAYER.format(f"self_attn.{name}"))[0] for name in ("q_proj", "k_proj"))
+    if expert_count(config):
+        feed_forward = expert_sizes(state, config)
+        _check_agreement({"num_experts": expert_count(config)}, {"num_experts": feed_forward["experts"]})
+    else:
+        feed_forward = {"ffn_width": _matrix(state, FIRST_LAYER.format("mlp.gate_proj"))[0]}
     shape = AttentionShape(width, heads, kv_heads, k_rows // max(kv_heads, 1))
     kind = gate_granularity(q_rows, shape)
     qk_norm = FIRST_LAYER.format("self_attn.q_norm") in state
@@ -45,7 +50,7 @@ def read_sizes(state: Mapping[str, Tensor], config: Mapping, rotary_share: float
         heads=heads,
         kv_heads=kv_heads,
         head_width=shape.head_width,
-        ffn_width=ffn_width,
+        **feed_forward,
         vocabulary=vocabulary,
         context=_number(config, "max_position_embeddings", int),
         variant=VARIANT_OF[kind],
@@ -114,7 +119,8 @@ def _refuse_options(config: Mapping, rotary_share: float) -> None:
         "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
         "partial_rotary_factor": (share, 1.0),
         "layer_types": (sorted(set(config.get("layer_types") or ["full_attention"])), ["full_attention"]),
-        "num_experts": (config.get("num_experts") or 0, 0),
+        "mlp_only_layers": (config.get("mlp_only_layers") or [], []),
+        "decoder_sparse_step": (config.get("decoder_sparse_step", 1), 1),
     }
     for key, (given, accepted) in given_and_accepted.items():
         if given != accepted:
