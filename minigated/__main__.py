@@ -80,6 +80,13 @@ def measure(args) -> int:
     return measure_command(args)
 
 
+def generate(args) -> int:
+    """Continues a prompt with a trained language model."""
+    from minigated.generate_command import generate_command
+
+    return generate_command(args)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """One subparser a command."""
     parser = argparse.ArgumentParser(prog="python -m minigated", description="Gated attention, built from scratch.")
@@ -101,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="a name of `models`, e.g. lm_nano")
     sub.add_argument("--variant", default="none", help="a name of `variants`")
     sub.add_argument("--text", default="shakespeare", help="a data set's name or a .txt, .txt.xz or .txt.gz file")
+    sub.add_argument("--tokenizer", default="bytes", help="bytes, or bpe:VOCABULARY to learn byte-pair tokens")
     sub.add_argument("--images", default="cifar10-sample", help="for a vision model: a data set's name or a folder")
     sub.add_argument("--steps", type=int, default=300)
     sub.add_argument("--batch", type=int, default=None, help="sequences (16) or images (64) a step")
@@ -124,6 +132,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--sequences", type=int, default=16)
     sub.add_argument("--json", action="store_true", help="for programs")
     _shared(sub)
+    sub = command(generate)
+    sub.add_argument("prompt", metavar="PROMPT")
+    sub.add_argument("--model", default=None, metavar="FOLDER", help="a run or release; the shipped one otherwise")
+    sub.add_argument("--tokens", type=int, default=None, help="new tokens at most; until the context is full")
+    sub.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token every time")
+    sub.add_argument("--top-k", type=int, default=None, help="draw from the K likeliest tokens")
+    sub.add_argument("--top-p", type=float, default=None, help="draw from the likeliest tokens that reach P together")
+    sub.add_argument("--stop", action="append", default=[], metavar="STRING", help="end before it; may be repeated")
+    sub.add_argument("--device", default="auto", help=SHARED["device"])
+    sub.add_argument("--seed", type=int, default=0, help="of the draws")
     return parser
 
 

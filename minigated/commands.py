@@ -8,24 +8,35 @@ from pathlib import Path
 import torch
 
 from minigated.data import TextBatches, load_text
+from minigated.data.bpe import BytePairTokenizer
+from minigated.data.tokenizer import bytes_a_token
 from minigated.device import autocast, choose_device, choose_precision
 from minigated.errors import InputError
 from minigated.lm import SIZES, LanguageModel, TrainingLoss, build_lm, lm_loss
 from minigated.measure import measure, summary
 from minigated.recipe import TrainConfig
+from minigated.run_tokenizer import choose_tokenizer, read_tokenizer, refuse_other_vocabulary
 from minigated.train import Trainer
 from minigated.variants import parameters
 from minigated.vit_sizes import SIZES as VISION_SIZES
 
 
-def validation_loss(tokens, context: int, batch: int, precision: str, batches: int = 16):
-    """A function model -> {"validation": nats a token} over the first windows of held-out text."""
-    windows = list(TextBatches(tokens, context=context, batch=batch).sequential(batches))
+def validation_loss(windows: list[torch.Tensor], precision: str, lengths: torch.Tensor | None = None):
+    """A function model -> {"validation": nats a token} over windows [B, T + 1] of held-out text.
+
+    Args:
+        lengths: bytes each token stands for, [V]; "nats_a_byte" is then reported too, for byte-pair tokens.
+    """
 
     def evaluate(model) -> dict[str, float]:
         device = next(model.parameters()).device
         with torch.no_grad(), autocast(device, precision):
-            return {"validation": sum(lm_loss(model, w.to(device)).item() for w in windows) / len(windows)}
+            losses = [lm_loss(model, w.to(device)).item() for w in windows]
+        result = {"validation": sum(losses) / len(losses)}
+        if lengths is not None:
+            nats = sum(loss * w[:, 1:].numel() for loss, w in zip(losses, windows, strict=True))
+            result["nats_a_byte"] = nats / sum(lengths[w[:, 1:]].sum().item() for w in windows)
+        return result
 
     return evaluate
 
@@ -40,9 +51,12 @@ def train_command(args) -> int:
     args.batch = 16 if args.batch is None else args.batch
     corpus = load_text(args.text)
     context = args.context or SIZES[args.model].context
+    tokenizer = choose_tokenizer(args.tokenizer, corpus, args.out, args.resume)
     torch.manual_seed(args.seed)
-    model = build_lm(args.model, variant=args.variant, context=context)
-    batches = TextBatches(corpus.train, context=context, batch=args.batch, seed=args.seed)
+    model = build_lm(args.model, variant=args.variant, context=context, vocabulary=tokenizer.vocabulary)
+    windows = {"context": context, "batch": args.batch, "seed": args.seed, "bos_token": tokenizer.bos}
+    batches = TextBatches(tokenizer.from_bytes(corpus.train), **windows)
+    held_out = list(TextBatches(tokenizer.from_bytes(corpus.validation), **windows).sequential(16))
     config = TrainConfig(
         steps=args.steps, rate=args.rate, warmup=min(200, args.steps // 10), seed=args.seed, device=args.device,
         eval_every=max(1, args.steps // 5), save_every=max(1, args.steps // 5) if args.out else 0,
@@ -50,9 +64,14 @@ def train_command(args) -> int:
     )  # fmt: skip
     leads = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks
     if leads:
-        print(f"{args.model}, variant {args.variant}: {parameters(model):,} parameters on {device}; text {corpus.name}")
-    evaluate = validation_loss(corpus.validation, context, args.batch, choose_precision("auto", device))
-    result = Trainer(model, TrainingLoss(), batches.at, config, evaluate).run()
+        told = f"text {corpus.name}" + (f", tokenizer {tokenizer.name}" if args.tokenizer != "bytes" else "")
+        print(f"{args.model}, variant {args.variant}: {parameters(model):,} parameters on {device}; {told}")
+    lengths = bytes_a_token(tokenizer) if args.tokenizer != "bytes" else None
+    evaluate = validation_loss(held_out, choose_precision("auto", device), lengths)
+    trainer = Trainer(model, TrainingLoss(), batches.at, config, evaluate)  # refuses a folder that holds a run
+    if args.out and leads and args.tokenizer != "bytes":
+        tokenizer.save(args.out)
+    result = trainer.run()
     if result.checkpoint and leads:
         print(f"saved {result.checkpoint}")
     return {None: 0, "interrupted": 130}.get(result.stopped, 1)
@@ -80,7 +99,7 @@ def _train_vision(args) -> int:
 
 
 def open_checkpoint(folder: str) -> tuple[LanguageModel, object]:
-    """A model and its tokenizer (None for bytes) from a run of this package or from a released checkpoint."""
+    """A model and its tokenizer from a run of this package or from a released checkpoint."""
     from minigated.checkpoint import load_model
     from minigated.interop import load_checkpoint_folder, load_tokenizer
 
@@ -91,23 +110,24 @@ def open_checkpoint(folder: str) -> tuple[LanguageModel, object]:
         model = load_model(path)
         if not isinstance(model, LanguageModel):
             raise InputError(f"{folder} holds a model of kind {model.kind!r}; accepted: language models")
-        return model, None
-    return load_checkpoint_folder(path), load_tokenizer(path)
+        run = path if (path / "checkpoints").is_dir() else path.resolve().parent.parent
+        tokenizer = read_tokenizer(run)
+        refuse_other_vocabulary(tokenizer, model.config.vocabulary, folder)
+        return model, tokenizer
+    model, tokenizer = load_checkpoint_folder(path), BytePairTokenizer(load_tokenizer(path))
+    refuse_other_vocabulary(tokenizer, model.config.vocabulary, folder, padded=True)
+    return model, tokenizer
 
 
 def token_windows(text: str, tokenizer, length: int, count: int) -> list[torch.Tensor]:
-    """`count` windows [1, length] of held-out text; BOS first for byte models, which were trained so."""
-    corpus = load_text(text)
-    if tokenizer is None:
-        windows = TextBatches(corpus.test, context=length, batch=1).sequential(count)
-        return [w[:, :-1] for w in windows]
-    from minigated.data import decode
-
-    ids = tokenizer.encode(decode(corpus.test[: 8 * length * count])).ids
-    windows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)[:count]
-    if not len(windows):
-        raise InputError(f"{text!r} has fewer than {length} tokens to measure on; choose fewer --tokens")
-    return list(windows.split(1))
+    """`count` windows [1, length] of held-out text; BOS first for models that were trained so."""
+    data = load_text(text).test
+    end = min(len(data), 8 * length * count)  # a token is seldom longer than eight bytes
+    while end < len(data) and int(data[end]) & 0xC0 == 0x80:  # inside a character
+        end += 1
+    bos = {"bos": tokenizer.bos is not None, "bos_token": tokenizer.bos or 0}
+    batches = TextBatches(tokenizer.from_bytes(data[:end]), context=length, batch=1, **bos)
+    return [w[:, :-1] for w in batches.sequential(count)]
 
 
 def format_measures(measures: dict) -> str:

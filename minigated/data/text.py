@@ -102,32 +102,43 @@ class TextBatches:
     """Windows of a text, drawn as a pure function of (seed, step).
 
     Every row has ``context + 1`` tokens: columns ``[:-1]`` are the inputs, columns ``[1:]`` the targets. With
-    `bos`, column 0 is `BOS` and ``context`` bytes of text follow.
+    `bos`, column 0 is `bos_token` and ``context`` tokens of text follow.
 
     Args:
-        tokens: [length] uint8.
+        tokens: [length] uint8 (bytes), or int32 of another tokenizer.
         context: inputs a row.
         batch: rows of the global batch.
         seed: of the draws.
-        bos: whether every row starts with `BOS`.
+        bos: whether every row starts with `bos_token`.
+        bos_token: `BOS`, unless the tokenizer has its own.
 
     Raises:
         InputError: tokens of another shape or type, a size under 1, or a text shorter than one window.
     """
 
-    def __init__(self, tokens: Tensor, context: int = 512, batch: int = 64, seed: int = 0, bos: bool = True):
-        if tokens.dim() != 1 or tokens.dtype != torch.uint8:
+    def __init__(
+        self,
+        tokens: Tensor,
+        context: int = 512,
+        batch: int = 64,
+        seed: int = 0,
+        bos: bool = True,
+        bos_token: int = BOS,
+    ):
+        if tokens.dim() != 1 or tokens.dtype not in (torch.uint8, torch.int32):
             raise InputError(
-                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; accepted: uint8, one dimension"
+                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; accepted: uint8 or int32, one dimension"
             )
         for name, value in (("context", context), ("batch", batch)):
             if value < 1:
                 raise InputError(f"{name} {value} is too small; accepted: 1 or more")
         self.tokens, self.context, self.batch, self.seed, self.bos = tokens, context, batch, seed, bos
-        self.width = context if bos else context + 1  # bytes of text in a row
+        self.bos_token = bos_token
+        self.width = context if bos else context + 1  # tokens of text in a row
         if len(tokens) < self.width:
+            unit = "bytes" if tokens.dtype == torch.uint8 else "tokens"
             raise InputError(
-                f"the text has {len(tokens):,} bytes, but a context of {context:,} takes "
+                f"the text has {len(tokens):,} {unit}, but a context of {context:,} takes "
                 f"{self.width:,}; accepted: a longer text or a smaller context"
             )
         self._windows = tokens.unfold(0, self.width, 1)  # [length - width + 1, width], a view
@@ -149,9 +160,9 @@ class TextBatches:
         return self._rows(torch.from_numpy(starts))
 
     def sequential(self, count: int | None = None) -> Iterator[Tensor]:
-        """Windows in order, for validation and test: every byte is predicted at most once.
+        """Windows in order, for validation and test: every token is predicted at most once.
 
-        Rows start every `context` bytes. Without `bos`, a row's first byte is also the last target of the row
+        Rows start every `context` tokens. Without `bos`, a row's first token is also the last target of the row
         before it; the targets do not overlap.
 
         Args:
@@ -168,6 +179,6 @@ class TextBatches:
             yield self._rows(part)
 
     def _rows(self, starts: Tensor) -> Tensor:
-        rows = torch.full((len(starts), self.context + 1), BOS, dtype=torch.int64)
+        rows = torch.full((len(starts), self.context + 1), self.bos_token, dtype=torch.int64)
         rows[:, self.context + 1 - self.width :] = self._windows[starts]
         return rows
