@@ -4,6 +4,9 @@ Without torchrun every function here is a no-op for a world of one, so the train
 """
 
 import atexit
+import contextlib
+import datetime
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -65,8 +68,13 @@ def setup_distributed(device: str = "auto") -> World:
 
 
 def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    gc.collect()  # a data-parallel wrapper is a cycle; one left over keeps gloo's threads past the end, which aborts
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "gloo":  # one that leaves while another still talks to it may abort; wait, not for long
+        with contextlib.suppress(RuntimeError):
+            dist.monitored_barrier(timeout=datetime.timedelta(seconds=5))
+    dist.destroy_process_group()
 
 
 class Objective(nn.Module):

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -45,10 +45,9 @@ def with_rope(
     other = copy.copy(model)
     other._modules = dict(model._modules)  # a shallow copy would put the table into the first model too
     other.rotary = table.to(model.rotary.cos.device)
-    known = {field.name for field in fields(config)}
-    scaled = {"rope_scaling": scaling, "rope_factor": factor, "trained_context": trained}
-    scaled = {name: value for name, value in scaled.items() if name in known}
-    other.config = replace(config, context=context, rope_base=base, **scaled)
+    other.config = replace(
+        config, context=context, rope_base=base, rope_scaling=scaling, rope_factor=factor, trained_context=trained
+    )
     return other
 
 

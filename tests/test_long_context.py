@@ -35,6 +35,7 @@ def test_the_other_model_has_the_other_table_and_the_same_weights(model, scaling
     expected = RotaryTable(128, 16, 10_000.0, scaling, factor, 32)
     assert torch.equal(other.rotary.cos, expected.cos) and torch.equal(other.rotary.sin, expected.sin)
     assert other(tokens(128)).shape == (2, 128, 256) and other.config.context == 128
+    assert torch.equal(build_lm(other.config).rotary.cos, expected.cos)  # a checkpoint of it would be built again
     assert [a is b for a, b in zip(model.parameters(), other.parameters(), strict=True)].count(False) == 0
     assert model.rotary.length == model.config.context == 32 and torch.equal(model(tokens(32)), before)
     assert torch.equal(other(tokens(32)), before) == (scaling == "none")

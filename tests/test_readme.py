@@ -1,6 +1,7 @@
 """README's numbers are the records', and its commands are there."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ def test_commands_of_the_readme_parse():
     commands = re.findall(r"^python -m minigated ([^#\n]+)", text, flags=re.M)
     assert len(commands) >= 5
     for command in commands:
-        build_parser().parse_args(command.split())
+        build_parser().parse_args(shlex.split(command))
     for target in re.findall(r"`?make ([a-z]+)`?", text):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M) or target in ("and",), target
 
