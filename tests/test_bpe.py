@@ -1,5 +1,7 @@
 """Tokenizers: byte-pair tokens give every text back, documents end where they ended, losses compare by the byte."""
 
+import itertools
+import re
 import sys
 
 import pytest
@@ -57,24 +59,20 @@ def test_a_document_ends_in_one_token_and_no_pair_crosses_it(trained):
     assert torch.equal(found, torch.cat((trained.from_bytes(one), ended, trained.from_bytes(two), ended)))
 
 
-@pytest.mark.parametrize("piece", [1, 50, 3000])
-def test_pieces_give_the_tokens_of_the_whole(trained, piece, monkeypatch):
-    """Also around blank lines and runs of spaces, where the library looks at what comes next."""
-    text = torch.cat((CORPUS.train[:20_000], encode("a\n\n  b\n c \n\nd\ne\n" * 20)))
-    whole = trained.from_bytes(text)
+@pytest.mark.parametrize(
+    ("piece", "careless"),
+    [(1, None), (41, None), (3000, None), (1, rb"\n"), (1, rb"[!-~]\n"), (1, rb"\n(?=[!-~])")],
+)
+def test_pieces_give_the_tokens_of_the_whole(piece, careless, monkeypatch):
+    """Also around blank lines and runs of spaces, where the library looks at what comes next; other cuts show."""
+    text = encode("a\n\n  b\n c \n\n\nd  e\n\n\n\n\tf\ng hi\n\nj\n" * 300)
+    spaced = train_bpe(text, 267)
+    whole = spaced.from_bytes(text)
     monkeypatch.setattr(module, "PIECE", piece)
-    assert len(list(module._pieces(bytes(text.tolist())))) > 5
-    assert torch.equal(trained.from_bytes(text), whole)
-
-
-def test_a_careless_cut_would_show(trained, monkeypatch):
-    import re
-
-    text = encode("a b  c d  e" * 30)
-    whole = trained.from_bytes(text)
-    monkeypatch.setattr(module, "PIECE", 10)
-    monkeypatch.setattr(module, "_CUT", re.compile(rb" "))
-    assert not torch.equal(trained.from_bytes(text), whole)
+    if careless is not None:
+        monkeypatch.setattr(module, "_CUT", re.compile(careless))
+    assert len(list(module._pieces(bytes(text.tolist())))) > 2
+    assert torch.equal(spaced.from_bytes(text), whole) == (careless is None)
 
 
 def test_training_repeats(trained):
@@ -154,6 +152,7 @@ def test_pieces_of_byte_pairs_make_the_text(trained):
         ("one\ntwo", ["\n\n"], "one\ntwo", None),
         ("aab", ["ab"], "a", "ab"),  # the first a is held back, then let go
         ("abcd", ["bcd", "c"], "ab", "c"),  # as it streams: the one that is complete first
+        ("abcd", ["c", "bc"], "a", "bc"),  # complete at the same time: the longer one
         ("abx", ["abc", "x"], "ab", "x"),
         ("xé", ["é"], "x", "é"),
         ("ends in ab", ["abc"], "ends in ab", None),
@@ -163,6 +162,23 @@ def test_stop_strings_are_never_shown(text, stop, left, stopped):
     stream = TextStream(ByteTokenizer(), stop)
     pieces = [stream.feed(token) for token in text.encode()] + [stream.finish()]
     assert "".join(pieces) == left and stream.stopped == stopped
+
+
+class Pieces:
+    """A tokenizer whose tokens are given pieces of a text."""
+
+    def __init__(self, pieces):
+        self.bytes_of = lambda token: pieces[token].encode()
+
+
+@pytest.mark.parametrize("stop", [("bcd", "c"), ("c", "bc"), ("cde", "abcx"), ("ab", "b"), ("zz",)])
+def test_what_is_shown_does_not_depend_on_where_tokens_end(stop):
+    seen = set()
+    for cuts in itertools.product((False, True), repeat=4):
+        pieces = "".join(c + "|" * cut for c, cut in zip("abcde", (*cuts, False))).split("|")
+        stream = TextStream(Pieces(pieces), stop)
+        seen.add(("".join([stream.feed(n) for n in range(len(pieces))] + [stream.finish()]), stream.stopped))
+    assert len(seen) == 1
 
 
 def test_text_after_a_stop_string_in_the_same_token_is_cut(trained):
@@ -178,6 +194,8 @@ def test_wrong_vocabularies_are_refused():
         train_bpe(CORPUS.train, 257)
     with pytest.raises(InputError, match=r"pairs for 26\d tokens, not for 5000; accepted: bpe:258 to bpe:26\d"):
         train_bpe(encode("the king the king"), 5000)
+    with pytest.raises(InputError, match="the text of 6 bytes has pairs for 258 tokens"):  # each occurs once
+        train_bpe(encode("abcdef"), 259)
 
 
 @pytest.mark.parametrize("name", ["word", "bpe", "bpe:", "bpe:-4", "bpe:1e3", ""])

@@ -13,7 +13,7 @@ from minigated.expectations import (
     expect_close,
     expect_good_manners,
     expect_tensor,
-    refuse,
+    expect_untouched,
 )
 
 
@@ -33,6 +33,13 @@ def gated_suspects(x: Tensor, attended: Tensor, local: Tensor, w_g: Tensor, w_o:
         "the scores are computed from what was gathered; they are read from the block input x": (
             (torch.sigmoid(gathered @ w_g.T) * gathered) @ w_o.T
         ),
+        "the scores are computed from the attended part; they are read from the block input x": (
+            (torch.sigmoid(attended @ w_g.T) * gathered) @ w_o.T
+        ),
+        "the gate multiplies the local context alone: a shut gate would let the attended part talk on": (
+            (attended + score * local) @ w_o.T
+        ),
+        "the output projection W_O is missing": score * gathered,
         "the sigmoid is missing": ((x @ w_g.T) * gathered) @ w_o.T,
         "that is a SiLU: the logit times its sigmoid": (F.silu(x @ w_g.T) * gathered) @ w_o.T,
         "W_g is used transposed: its rows are output channels": (torch.sigmoid(x @ w_g) * gathered) @ w_o.T,
@@ -199,6 +206,25 @@ def drop_reference(branch: Tensor, rate: float, training: bool, kept: Tensor) ->
     return torch.stack([image / (1 - rate) if keep else 0 * image for image, keep in zip(branch, kept.tolist())])
 
 
+def drop_suspects(branch: Tensor, rate: float, kept: Tensor) -> dict[str, Tensor]:
+    column = kept.view(-1, *(1,) * (branch.ndim - 1)).double()
+    suspects = {
+        "what stays is not made larger: divide by 1 - rate": branch * column,
+        "divide by the share that stays, 1 - rate, not by the rate": branch * column / rate,
+        "divide by 1 - rate, not by the share of this draw: its mean over many draws is not the branch": (
+            branch * column / column.mean()
+        ),
+        "the images are the wrong ones: 1 in `kept` means that the branch stays": branch * (1 - column) / (1 - rate),
+        "multiply by 1 / (1 - rate), not by 1 - rate": branch * column * (1 - rate),
+        "nothing is left out in training": branch,
+    }
+    if branch.shape[-1] == len(kept):
+        suspects["whole images are left out, not channels: `kept` belongs to the first axis"] = (
+            branch * kept.double() / (1 - rate)
+        )
+    return suspects
+
+
 @exercise(
     "5.4",
     "Leave a branch out",
@@ -207,39 +233,29 @@ def drop_reference(branch: Tensor, rate: float, training: bool, kept: Tensor) ->
     minutes=10,
     hint="`kept` has one entry an image: give it as many axes of size 1 as the branch has after the first.",
     pseudo=(
-        "not training, or rate 0: return the branch\n"
-        "shape kept as [B, 1, 1, ...]\n"
-        "return branch * kept / (1 - rate)"
+        "not training, or rate 0: return the branch\nshape kept as [B, 1, 1, ...]\nreturn branch * kept / (1 - rate)"
     ),
 )
 def drop_path(f):
-    kept = torch.tensor([1, 0, 1, 1])
-    for shape in ((4, 3, 2, 5), (4, 6), (4, 4, 4)):
+    kept = torch.tensor([1, 0, 1, 1])  # three of four stay, which no rate below says: the rate counts, not the draw
+    for rate, shape in ((0.4, (4, 3, 2, 5)), (0.1, (4, 6)), (0.4, (4, 4, 4))):
         branch = draw(*shape)
-        expect_tensor(call(f, branch, 0.25, True, kept), shape)
-        column = kept.view(-1, *(1,) * (len(shape) - 1)).double()
-        suspects = {
-            "what stays is not made larger: divide by 1 - rate": branch * column,
-            "divide by the share that stays, 1 - rate, not by the rate": branch * column / 0.25,
-            "the images are the wrong ones: 1 in `kept` means that the branch stays": branch * (1 - column) / 0.75,
-            "multiply by 1 / (1 - rate), not by 1 - rate": branch * column * 0.75,
+        found = call(f, branch, rate, True, kept)
+        expect_tensor(found, shape)
+        case = f"for a branch of shape {list(shape)} and rate {rate}"
+        where = f"wrong in training {case}"
+        absent = found.flatten(1) == 0
+        if (absent.any(1) & ~absent.all(1)).any():
+            where = f"a part of an image is left out {case}: an image keeps its branch whole or not at all"
+        right = drop_reference(branch, rate, True, kept)
+        expect_close(found, right, where, drop_suspects(branch, rate, kept))
+        unscaled = {
+            "outside training nothing is left out": right,
+            "outside training nothing is scaled": branch / (1 - rate),
+            "the inverse scaling belongs to training; outside it the branch passes as it is": branch * (1 - rate),
         }
-        if shape[-1] == 4:
-            suspects["whole images are left out, not channels: `kept` belongs to the first axis"] = (
-                branch * kept.double() / 0.75
-            )
-        expect_close(
-            call(f, branch, 0.25, True, kept),
-            drop_reference(branch, 0.25, True, kept),
-            f"wrong in training for a branch of shape {list(shape)}",
-            suspects,
-        )
-        scaled = {
-            "outside training nothing is left out": branch * column / 0.75,
-            "outside training nothing is scaled": branch / 0.75,
-            "the inverse scaling belongs to training; outside it the branch passes as it is": branch * 0.75,
-        }
-        expect_close(call(f, branch, 0.25, False, kept), branch, "wrong outside training", scaled)
-    if call(f, draw(2, 3), 0.0, True, torch.ones(2)) is None:
-        refuse("with rate 0 the result is None: is a `return` missing?")
+        expect_close(call(f, branch, rate, False, kept), branch, f"wrong outside training {case}", unscaled)
+    branch, everyone = draw(4, 3), torch.ones(4)
+    expect_close(call(f, branch, 0.0, True, everyone), branch, "with rate 0 the branch passes as it is")
+    expect_untouched(f, {"branch": draw(4, 3, 2)}, 0.25, False, kept)
     expect_good_manners(f, drop_reference, {"branch": draw(4, 3, 2)}, 0.25, True, kept)

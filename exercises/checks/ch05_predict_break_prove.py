@@ -35,7 +35,8 @@ def plan_of_stages(f):
     for case in ((32, 4, 8), (224, 4, 7), (64, 4, 4), (96, 2, 8), (30, 4, 4)):
         found, right = f(*case), counted_stages(*case)
         about = f"{case[0]} pixels, stem stride {case[1]}, window {case[2]}"
-        if not isinstance(found, (list, tuple)) or len(found) != 4 or any(len(tuple(row)) != 3 for row in found):
+        many = isinstance(found, (list, tuple)) and len(found) == 4
+        if not many or any(not isinstance(row, (list, tuple)) or len(row) != 3 for row in found):
             refuse(f"return four triples (side, window, shift); for {about} you return {found!r}")
         for stage, (row, good) in enumerate(zip(found, right), start=1):
             side, used, shift = row
@@ -80,7 +81,8 @@ def parameter_suspects(name: str, channels: int, heads: int) -> dict[str, int]:
             "the filter is 5 x 5": c * 10,
         },
         "gate_elementwise": {
-            "the gate has no bias": c * (c + 1), "a score for each channel, not one a head": c * heads
+            "the gate has no bias": c * (c + 1),
+            "a score for each channel, not one a head": c * heads,
         },
         "gate_headwise": {"the gate has no bias": heads * (c + 1), "one score a head, not one a channel": c * c},
         "out": {"a projection has a bias too": c * c},
@@ -183,12 +185,22 @@ BROKEN = {
     "SiLU in place of the sigmoid: it enlarges, and turns signs": over(lambda logits, z: F.silu(logits)),
     "scores in [0.5, 1]: it never shuts": over(lambda logits, z: 0.5 + 0.5 * sigma(logits)),
     "twice the sigmoid: it enlarges when open": over(lambda logits, z: 2 * sigma(logits)),
+    "half the sigmoid: it never opens wide": over(lambda logits, z: 0.5 * sigma(logits)),
+    "a score that overshoots 1 on its way from shut to open": over(
+        lambda logits, z: sigma(logits) * (3 - 2 * sigma(logits))
+    ),
+    "a SiLU that is cut off at 1: small negative logits turn the sign": over(
+        lambda logits, z: F.silu(logits).clamp(max=1)
+    ),
     "the sign of the logits is turned round": over(lambda logits, z: sigma(-logits)),
     "a softmax over channels: one channel's logit moves all the others": over(
         lambda logits, z: torch.softmax(logits, -1)
     ),
     "one score a head, the mean over channels": over(lambda logits, z: sigma(logits.mean(-1, keepdim=True))),
-    "rows and columns of the scores are swapped": over(lambda logits, z: sigma(logits.flip(1, 2))),
+    "rows and columns of the scores are swapped": over(
+        lambda logits, z: sigma(logits.transpose(1, 2).reshape(logits.shape))
+    ),
+    "the map of scores lies upside down": over(lambda logits, z: sigma(logits.flip(1))),
     "images share their scores": over(lambda logits, z: sigma(logits.mean(0, keepdim=True))),
     "half of z passes by the gate": lambda z, logits: 0.5 * z + 0.5 * z * sigma(logits),
     "the gate is added": lambda z, logits: z + sigma(logits),

@@ -25,6 +25,21 @@ def gated_output(x, attended, local, w_g, w_o):
     return (torch.sigmoid(y @ w_g.T) * y) @ w_o.T
 
 
+@wrong("5.1", says="computed from the attended part")
+def gated_output(x, attended, local, w_g, w_o):
+    return (torch.sigmoid(attended @ w_g.T) * (attended + local)) @ w_o.T
+
+
+@wrong("5.1", says="a shut gate would let the attended part talk on")
+def gated_output(x, attended, local, w_g, w_o):
+    return (attended + torch.sigmoid(x @ w_g.T) * local) @ w_o.T
+
+
+@wrong("5.1", says="W_O is missing")
+def gated_output(x, attended, local, w_g, w_o):
+    return torch.sigmoid(x @ w_g.T) * (attended + local)
+
+
 @wrong("5.1", says="the sigmoid is missing")
 def gated_output(x, attended, local, w_g, w_o):
     return ((x @ w_g.T) * (attended + local)) @ w_o.T
@@ -71,6 +86,13 @@ def local_context(v, weight):
 def local_context(v, weight):
     edge, (height, width) = weight.shape[-1] // 2, v.shape[1:3]
     rows, columns = (torch.arange(-edge, side + edge) % side for side in (height, width))
+    return convolved(v[:, rows][:, :, columns], weight)
+
+
+@wrong("5.2", says="the border cells are repeated")
+def local_context(v, weight):
+    edge, (height, width) = weight.shape[-1] // 2, v.shape[1:3]
+    rows, columns = (torch.arange(-edge, side + edge).clamp(0, side - 1) for side in (height, width))
     return convolved(v[:, rows][:, :, columns], weight)
 
 
@@ -140,6 +162,16 @@ def two_passes(q, k, v, log_gamma):
     return one_pass(q, k, v, log_gamma, 2)
 
 
+@wrong("5.3", says="the width pass is missing")
+def two_passes(q, k, v, log_gamma):
+    return one_pass(q, k, v, log_gamma, 1)
+
+
+@wrong("5.3", says="at the rate of the first")
+def two_passes(q, k, v, log_gamma):
+    return both(q, k, v, log_gamma[:1].expand_as(log_gamma))
+
+
 @wrong("5.3", says="read the original values and are added")
 def two_passes(q, k, v, log_gamma):
     return one_pass(q, k, v, log_gamma, 1) + one_pass(q, k, v, log_gamma, 2)
@@ -158,6 +190,33 @@ def column(branch, kept):
 @wrong("5.4", says="what stays is not made larger")
 def drop_path(branch, rate, training, kept):
     return branch * column(branch, kept) if training else branch
+
+
+@wrong("5.4", says="not by the share of this draw")
+def drop_path(branch, rate, training, kept):
+    return branch * column(branch, kept) / kept.double().mean().to(branch.dtype) if training else branch
+
+
+@wrong("5.4", says="not by the rate")
+def drop_path(branch, rate, training, kept):
+    return branch * column(branch, kept) / max(rate, 1e-3) if training else branch
+
+
+@wrong("5.4", says="an image keeps its branch whole or not at all")
+def drop_path(branch, rate, training, kept):
+    return branch * (torch.rand_like(branch) > rate) / (1 - rate) if training else branch
+
+
+@wrong("5.4", says="with rate 0 the branch passes as it is")
+def drop_path(branch, rate, training, kept):
+    if not training:
+        return branch
+    return torch.zeros_like(branch) if rate == 0 else branch * column(branch, kept) / (1 - rate)
+
+
+@wrong("5.4", says="outside training nothing is scaled")
+def drop_path(branch, rate, training, kept):
+    return (branch * column(branch, kept) if training else branch) / (1 - rate)
 
 
 @wrong("5.4", says="outside training nothing is left out")
@@ -296,23 +355,54 @@ def map_that_shows_the_walls():
 
 
 # ---------------------------------------------------------------------------------------------- 5.8
-def shut_and_open(mixer, z):
-    wide = torch.full_like(z, 60.0)
-    return bool(mixer(z, -wide).abs().max() < 1e-9 and torch.allclose(mixer(z, wide), z))
+def four_sentences(mixer, shut=True, wide_open=True, small=True, sign=True, local=True, images=2, cell=(0, 1, 2)):
+    z, logits = torch.randn(2, images, 3, 4, 5, dtype=torch.float64)
+    wide, other, cell = torch.full_like(z, 60.0), logits.clone(), (images - 1, *cell)
+    other[cell] += 1.0
+    before = mixer(z, logits)
+    moved = (mixer(z, other) - before).abs() > 1e-12
+    return (
+        (not shut or bool(mixer(z, -wide).abs().max() < 1e-9))
+        and (not wide_open or torch.allclose(mixer(z, wide), z))
+        and (not small or bool((before.abs() <= z.abs() + 1e-12).all()))
+        and (not sign or bool((before * z >= 0).all()))
+        and (not local or (bool(moved[cell]) and int(moved.sum()) == 1))
+    )
 
 
 @wrong("5.8", says="one it lets through: one score a head")
 def gate_does_its_work(mixer):
-    return shut_and_open(mixer, torch.randn(2, 3, 4, 5, dtype=torch.float64))
+    return four_sentences(mixer, local=False)
 
 
 @wrong("5.8", says="one it lets through: images share their scores")
 def gate_does_its_work(mixer):
-    z, logits = torch.randn(2, 1, 3, 4, 5, dtype=torch.float64)  # one image has nobody to share with
-    other = logits.clone()
-    other[0, 2, 3, 4] += 1.0
-    moved = (mixer(z, other) - mixer(z, logits)).abs() > 1e-12
-    return shut_and_open(mixer, z) and bool(moved[0, 2, 3, 4]) and int(moved.sum()) == 1
+    return four_sentences(mixer, images=1)  # one image has nobody to share with
+
+
+@wrong("5.8", says="one it lets through: scores in [0.5, 1]")
+def gate_does_its_work(mixer):
+    return four_sentences(mixer, shut=False)
+
+
+@wrong("5.8", says="one it lets through: half the sigmoid")
+def gate_does_its_work(mixer):
+    return four_sentences(mixer, wide_open=False)
+
+
+@wrong("5.8", says="one it lets through: a score that overshoots 1")
+def gate_does_its_work(mixer):
+    return four_sentences(mixer, small=False)
+
+
+@wrong("5.8", says="one it lets through: a SiLU that is cut off at 1")
+def gate_does_its_work(mixer):
+    return four_sentences(mixer, sign=False)
+
+
+@wrong("5.8", says="one it lets through: rows and columns of the scores are swapped")
+def gate_does_its_work(mixer):
+    return four_sentences(mixer, cell=(2, 3, 4))  # a corner stays where it is
 
 
 @wrong("5.8", says="turns down a right implementation: a steeper sigmoid")

@@ -56,7 +56,7 @@ class TextStream:
 
     Args:
         tokenizer: whose tokens come.
-        stop: strings that end the text; neither they nor what follows is given out.
+        stop: strings that end the text, whichever is whole first; neither it nor what follows is given out.
 
     Attributes:
         stopped: the stop string that was found, or None.
@@ -83,7 +83,7 @@ class TextStream:
         text = self._held + text
         found = [(text.find(s), s) for s in self.stop if s in text]
         if found:
-            at, self.stopped = min(found, key=lambda hit: (hit[0], -len(hit[1])))
+            at, self.stopped = min(found, key=lambda hit: (hit[0] + len(hit[1]), hit[0]))  # the first that is whole
             self._held = ""
             return text[:at]
         keep = max((n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
