@@ -10,6 +10,10 @@ PLANNED = {
     "ch02_backcopy": "a head that has nothing to say looks at the first token, less so with a gate",
     "ch02_gate_table": "where a gate sits decides what it does",
     "ch02_sink_lm": "a sigmoid gate on the attention output removes the attention sink",
+    "ch07_moe_gates": "in a mixture of experts a gate on the attention output is better than none",
+    "ch07_learning_rate": "a gated model stands a rate that harms one without a gate",
+    "ch07_sparsity_sinks": "in a mixture of experts a gate on the attention output removes the massive activations",
+    "ch07_late_gate": "a gate added in continued training does not bring what one from the start brings",
 }
 SHARES = {
     "f_attn": "F-Attn",
@@ -24,9 +28,15 @@ EXTRAS = {
     "ch02_backcopy": {"share_trigger": "trigger queries", "value_ratio": "value at BOS / others"},
     "ch02_gate_table": {**SHARES, **SCORES},
     "ch02_sink_lm": {"m_act": "M-Act", "paper_m_act": "paper", **SCORES},
+    "ch07_moe_gates": {"added_millions": "M added", "paper_added_millions": "paper", **SHARES, **SCORES},
+    "ch07_learning_rate": {"diverged": "diverged", "spikes": "spikes", "m_act": "M-Act"},
+    "ch07_sparsity_sinks": {"f_attn": "F-Attn", "paper_f_attn": "paper", **SCORES, "perplexity": "perplexity a byte"},
+    "ch07_late_gate": {"jump": "jump when added", "f_attn": "F-Attn", "m_act": "M-Act", "gate_score": "gate score"},
 }
-PAPER = {"ch02_gate_table": "paper: perplexity"}  # heading of the paper's column where "paper" says too little
-MEASURES = {"loss": "nats a byte", "f_attn": "F-Attn", "m_act": "M-Act"}
+# heading of the paper's column where "paper" says too little
+PAPER = {name: "paper: perplexity" for name in ("ch02_gate_table", "ch07_moe_gates", "ch07_learning_rate")}
+PAPER["ch07_sparsity_sinks"] = "paper: M-Act"
+MEASURES = {"loss": "nats a byte", "f_attn": "F-Attn", "m_act": "M-Act", "gate_score": "gate score"}
 WIDEST = 6  # more values a row than this are left to the file
 
 
@@ -46,7 +56,9 @@ def verdicts(results: Path, **_) -> str:
         verdict = record["verdict"] or "measured, nothing to judge"
         lines.append(f"| **{cell(record['claim'])}** | | [{verdict}](#{name}) |")
         for claim in record["config"].get("claims", ()):
-            difference = f"{claim['difference']:+.2g} ± {claim['standard_error']:.1g} {MEASURES[claim['measure']]}"
+            error = claim["standard_error"]
+            spread = " (single pair)" if error is None else f" ± {error:.1g}"
+            difference = f"{claim['difference']:+.2g}{spread} {MEASURES.get(claim['measure'], claim['measure'])}"
             lines.append(f"| {cell(claim['claim'])} | {difference} | [{claim['verdict']}](#{name}) |")
     return "\n".join(lines)
 

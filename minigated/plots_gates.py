@@ -223,6 +223,6 @@ def claims_table(record: dict) -> str:
     for item in record["config"]["claims"]:
         error = item["standard_error"]
         shown = "–" if error is None else f"{error:.2g}"
-        measured = units[item["measure"]]
+        measured = units.get(item["measure"], item["measure"])
         lines.append(f"| {item['claim']} | {measured} | {item['difference']:+.3g} | {shown} | {item['verdict']} |")
     return "\n".join(lines)

@@ -18,6 +18,31 @@ NAMES = {"none": "unscaled", "base": "larger base", "interpolation": "interpolat
 
 
 # ---------------------------------------------------------------------------------------------- frequencies
+def clock_figure(frequencies: Sequence[float], trained: int, length: int):
+    """The ways of some clock hands, a row each: angles met in training (thick) and beyond it for the first time (thin).
+
+    Args:
+        frequencies: radians a position, fast hands first. trained: length of training. length: how far hands go on.
+    """
+    figure, axes = plt.subplots(1, len(frequencies), figsize=(5.4, 1.9), subplot_kw={"projection": "polar"})
+    told = []
+    for axis, theta in zip(axes, frequencies):
+        met, new = (min(theta * (n - 1), 2 * math.pi) for n in (trained, length))
+        for start, end, look in ((0, met, style(0)), (met, new, style(1))):
+            arc = [start + (end - start) * i / 60 for i in range(61)]
+            wide = {"linewidth": 6 if look == style(0) else 2, "marker": "", "solid_capstyle": "butt"}
+            axis.plot(arc, [1.0] * 61, **look | wide)
+        axis.set_theta_zero_location("N")
+        axis.set_theta_direction(-1)
+        axis.grid(False)
+        axis.set(ylim=(0, 1.15), xticks=[0, math.pi / 2, math.pi, 3 * math.pi / 2], xticklabels=[], yticks=[])
+        turns = trained * theta / (2 * math.pi)
+        axis.set_title(f"{turns:.2g} turns", fontsize=9, color=INK)
+        told.append(f"{turns:.2g} turns: {100 * met / (2 * math.pi):.0f} %, then {100 * new / (2 * math.pi):.0f} %")
+    figure.tight_layout()
+    return figure, f"Dials of {len(told)} hands, share seen within {trained} and {length} positions. {'; '.join(told)}."
+
+
 def frequency_figure(width: int, base: float, factor: float, trained: int):
     """How many times slower each pair turns under each scaling, above YaRN's two ramps.
 
@@ -38,9 +63,10 @@ def frequency_figure(width: int, base: float, factor: float, trained: int):
         ramp.plot(turns, gamma.tolist(), label=label, **style(3 + index) | {"markersize": 3.5})
     for axis in (slower, ramp):
         axis.set_xscale("log")
-        axis.legend(fontsize=9)
         for end in (1, 32):
             axis.axvline(end, color=INK, linewidth=1, linestyle=(0, (2, 2)))
+    slower.legend(fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    ramp.legend(fontsize=9)
     ramp.invert_xaxis()  # shared: fast pairs at the left, as pair 0 is the fastest
     ramp.set_xlabel(f"turns of the pair within {trained} positions")
     ramp.set_ylabel(r"YaRN's ramp $\gamma$")

@@ -1,10 +1,19 @@
 """The figures of chapter 8 and their alternative texts."""
 
+import math
+
 import matplotlib.pyplot as plt
 import pytest
 
 from minigated import records
-from minigated.plots_length import frequency_figure, passkey_maps, position_figure, record_figure, share_figure
+from minigated.plots_length import (
+    clock_figure,
+    frequency_figure,
+    passkey_maps,
+    position_figure,
+    record_figure,
+    share_figure,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +24,14 @@ def no_figure_stays_open():
 
 def curves(axis):
     return {line.get_label(): list(line.get_ydata()) for line in axis.lines if not line.get_label().startswith("_")}
+
+
+def test_a_dial_shows_what_training_met_and_what_is_new():
+    figure, alt = clock_figure([1.0, math.pi / 200], 101, 301)
+    fast, slow = ([list(line.get_xdata()) for line in axis.lines] for axis in figure.axes)
+    assert fast[0][-1] == pytest.approx(2 * math.pi) and fast[1][0] == fast[1][-1]  # nothing is new to a fast hand
+    assert slow[0][-1] == slow[1][0] == pytest.approx(math.pi / 2) and slow[1][-1] == pytest.approx(1.5 * math.pi)
+    assert "0.25 turns: 25 %, then 75 %" in alt
 
 
 def test_frequencies_end_where_the_definitions_say():

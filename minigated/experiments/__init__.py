@@ -15,6 +15,10 @@ EXPERIMENTS = {
     "ch05_gate_ablation": "minigated.experiments.gate_ablation",
     "ch06_mini_imagenet": "minigated.experiments.mini_imagenet",
     "ch06_swat_readings": "minigated.experiments.swat_readings",
+    "ch07_late_gate": "minigated.experiments.late_gate",
+    "ch07_learning_rate": "minigated.experiments.learning_rate",
+    "ch07_moe_gates": "minigated.experiments.moe_gates",
+    "ch07_sparsity_sinks": "minigated.experiments.sparsity_sinks",
     "ch08_length": "minigated.experiments.length",
 }
 SCALES = ("cpu", "gpu")
