@@ -51,13 +51,15 @@ GROUPS = {
         *("tables", "decay", "decay_passes", "windows", "swin", "retention", "swat", "swat_options", "swat_tables"),
         *("vit_parts", "vit_mixers", "vit", "vit_sizes", "model_table"),
     ),
-    "Measures and cost": ("measure", "cost", "statistics"),
+    "Measures and cost": ("measure", "cost", "statistics", "bench"),
     "Data": ("data",),
-    "Training": ("recipe", "train", "optimizer", "checkpoint", "distributed", "device"),
+    "Training": (
+        *("recipe", "train", "optimizer", "checkpoint", "resume", "distributed", "sharded", "sharded_files", "device"),
+    ),
     "Weights from elsewhere": ("interop",),
     "Records and figures": (
         *("records", "experiments", "plots", "plots_attention", "plots_gates", "plots_decay", "plots_windows"),
-        *("plots_vit", "plots_swat", "plots_length"),
+        *("plots_vit", "plots_swat", "plots_moe", "plots_length"),
     ),
     "Exercises": ("check", "grader", "expectations"),
 }

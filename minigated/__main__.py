@@ -87,6 +87,13 @@ def generate(args) -> int:
     return generate_command(args)
 
 
+def bench(args) -> int:
+    """Measures every component beside its reference form and other libraries, and this machine's limits."""
+    from minigated.bench.command import bench_command
+
+    return bench_command(args)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """One subparser a command."""
     parser = argparse.ArgumentParser(prog="python -m minigated", description="Gated attention, built from scratch.")
@@ -132,6 +139,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--sequences", type=int, default=16)
     sub.add_argument("--json", action="store_true", help="for programs")
     _shared(sub)
+    sub = command(bench)
+    sub.add_argument("suite", nargs="*", metavar="SUITE", help="attention, retention, vit, moe, lm, generate; all")
+    sub.add_argument("--suite", dest="suites", action="append", default=[], metavar="NAMES", help="the same, as a flag")
+    sub.add_argument("--scale", choices=("cpu", "gpu"), default=None, help="gpu where there is one, else cpu")
+    sub.add_argument("--only", default=None, metavar="WORDS", help="rows whose name holds one of these, with commas")
+    sub.add_argument("--seconds", type=float, default=None, help="start no case of a suite after this long")
+    sub.add_argument("--seeds", type=int, default=None, metavar="N", help="samples of each row")
+    sub.add_argument("--device", default="auto", help=SHARED["device"])
+    sub.add_argument("--out", default=None, help="folder of the records and their logs")
+    sub.add_argument("--resume", action="store_true", help="go on from the log in that folder")
     sub = command(generate)
     sub.add_argument("prompt", metavar="PROMPT")
     sub.add_argument("--model", default=None, metavar="FOLDER", help="a run or release; the shipped one otherwise")

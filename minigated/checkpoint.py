@@ -4,6 +4,7 @@
                                 training.pt         optimizer, losses, random states; tensors and plain values
                                 config.json         how to build the model, how it was trained, hashes of both
 
+A run that was spread over processes leaves the weights and the optimizer in shares/ instead: `sharded_files`.
 A checkpoint is written into a folder of another name, which is renamed when everything is on the disk.
 """
 
@@ -25,6 +26,7 @@ from minigated.weights import fitting_weights, save_weights
 
 KEPT = 2
 WEIGHTS, TRAINING, CONFIG = "model.safetensors", "training.pt", "config.json"
+SHARES = "shares/.metadata"  # stands in place of WEIGHTS after training with parallel="fsdp"
 PARTIAL = ".partial_"
 
 # How `load_model` builds what it finds: module, config class, model class. A model names its kind as `kind`.
@@ -72,30 +74,54 @@ def save_checkpoint(out: str | Path, step: int, model: nn.Module, train: dict, t
     Returns:
         The checkpoint's folder.
     """
-    root = checkpoints_folder(out)
-    target, partial = root / f"step_{step:06d}", root / f"{PARTIAL}step_{step:06d}"
-    for left_over in root.glob(f"{PARTIAL}*"):  # of a process that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
+    partial = begin(out, step)
     try:
-        partial.mkdir(parents=True)
         save_weights(model, partial / WEIGHTS)
-        torch.save(training, partial / TRAINING)
-        config = {"step": step, **describe(model), "train": train, "files": {}}
-        for name in (WEIGHTS, TRAINING):
-            path = partial / name
-            config["files"][name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        _flush(partial)
-        if target.exists():  # the same step again, after a resume from an earlier one
-            target.rename(root / f"{PARTIAL}replaced")
-        partial.rename(target)
+        return finish(partial, {"step": step, **describe(model), "train": train}, training, hashes(partial, "*"))
     except BaseException:  # also Ctrl-C: nothing half-written is left behind
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def begin(out: str | Path, step: int) -> Path:
+    """An empty folder beside the checkpoints, to write the one of `step` into."""
+    root = checkpoints_folder(out)
+    for left_over in root.glob(f"{PARTIAL}*"):  # of a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial = root / f"{PARTIAL}step_{step:06d}"
+    partial.mkdir(parents=True)
+    return partial
+
+
+def finish(partial: Path, config: dict, training: dict, files: dict) -> Path:
+    """Adds the other two files, makes a checkpoint of `partial` by renaming it, and deletes all but the last two.
+
+    Args:
+        partial: from `begin`, with the weights in it.
+        config: of config.json, without "files".
+        training: of training.pt.
+        files: `hashes` of what holds the weights.
+    """
+    torch.save(training, partial / TRAINING)
+    config = {**config, "files": {**files, **hashes(partial, TRAINING)}}
+    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    _flush(partial)
+    root, target = partial.parent, partial.with_name(partial.name.removeprefix(PARTIAL))
+    if target.exists():  # the same step again, after a resume from an earlier one
+        target.rename(root / f"{PARTIAL}replaced")
+    partial.rename(target)
     shutil.rmtree(root / f"{PARTIAL}replaced", ignore_errors=True)
-    for old in list_checkpoints(out)[:-KEPT]:
+    for old in list_checkpoints(root.parent)[:-KEPT]:
         shutil.rmtree(old)
     return target
+
+
+def hashes(folder: Path, pattern: str) -> dict[str, dict]:
+    """Size and sha256 of the files in `folder` that match `pattern`, by their names in it."""
+    paths = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+    }
 
 
 def describe(model: nn.Module) -> dict:
@@ -113,7 +139,7 @@ def _sha256(path: Path) -> str:
 
 def _flush(folder: Path) -> None:
     """Waits until the folder and its files are on the disk: a rename must not overtake them."""
-    for path in (*folder.iterdir(), folder):
+    for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
             with contextlib.suppress(OSError):  # some file systems cannot flush a folder
@@ -123,8 +149,17 @@ def _flush(folder: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- reading
-def read_config(folder: Path) -> dict:
-    """config.json of a checkpoint, after both other files were found as they were written.
+def is_sharded(folder: Path) -> bool:
+    """Whether the weights of a checkpoint are in the shares of several processes, see `minigated.sharded_files`."""
+    return (folder / SHARES).exists()
+
+
+def read_config(folder: Path, verify: bool = True) -> dict:
+    """config.json of a checkpoint, after all other files were found as they were written.
+
+    Args:
+        folder: the checkpoint.
+        verify: False leaves the files alone; for processes whose leader has just looked at them.
 
     Raises:
         InputError: naming the file and what is wrong with it.
@@ -132,13 +167,15 @@ def read_config(folder: Path) -> dict:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text())
-        files = {name: config["files"][name] for name in (WEIGHTS, TRAINING)}
-        files = {name: (recorded["bytes"], recorded["sha256"]) for name, recorded in files.items()}
+        recorded = config["files"]
+        needed = (SHARES if SHARES in recorded else WEIGHTS, TRAINING)
+        files = {name: recorded[name] for name in (*needed, *(name for name in recorded if name not in needed))}
+        files = {name: (file["bytes"], file["sha256"]) for name, file in files.items()}
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing") from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: not the JSON that a checkpoint holds ({error})") from error
-    for name, (written, sha256) in files.items():
+    for name, (written, sha256) in files.items() if verify else ():
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing")
@@ -223,5 +260,10 @@ def load_model(folder: str | Path) -> nn.Module:
         kind = config["kind"]
         raise InputError(f"{folder / CONFIG} does not describe a model of kind {kind!r}: {error}") from error
     model = getattr(module, model_class)(built)
-    model.load_state_dict(fitting_weights(model, folder / WEIGHTS))
+    if is_sharded(folder):
+        from minigated.sharded_files import load_shares
+
+        load_shares(model, folder)
+    else:
+        model.load_state_dict(fitting_weights(model, folder / WEIGHTS))
     return model.eval()

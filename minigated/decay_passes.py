@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minigated import kernels
 from minigated.decay import as_map, as_tokens
 from minigated.errors import InputError, one_of
 
@@ -89,7 +90,13 @@ def decomposed_fast(
     column_window: int | None = None,
     form: str = "auto",
 ) -> Tensor:
-    """`manhattan_decomposed` by two calls of `axis_pass`: width first, then height with the same queries and keys."""
+    """`manhattan_decomposed` by two calls of `axis_pass`: width first, then height with the same queries and keys.
+
+    With form="auto" one kernel does both where it can: on a GPU, in windows of at most 64 cells.
+    """
+    sides = row_window or v.shape[1], column_window or v.shape[2]
+    if form == "auto" and kernels.fits(v, *sides):
+        return kernels.windowed_softmax(q, k, v, row_mask, column_mask, *sides)
     v = axis_pass(q, k, v, column_mask, 2, column_window, form)
     return axis_pass(q, k, v, row_mask, 1, row_window, form)
 

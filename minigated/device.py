@@ -42,6 +42,8 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 def choose_precision(name: str, device: torch.device) -> str:
     """What `name` comes to: "auto" is bf16 on a GPU that computes in it, float32 elsewhere."""
+    if name == "graph" and device.type != "cuda":
+        raise InputError(f"compile 'graph' needs a CUDA device and this is {device}; accepted: none, blocks, whole")
     if name != "auto":
         return name
     native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -56,6 +58,8 @@ def choose_compile(name: str, device: torch.device, model: nn.Module) -> str:
             f"compile 'blocks' needs a model with `blocks`, {type(model).__name__} has none; accepted: "
             "none, whole"
         )
+    if name == "graph" and device.type != "cuda":
+        raise InputError(f"compile 'graph' needs a CUDA device and this is {device}; accepted: none, blocks, whole")
     if name != "auto":
         return name
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
@@ -85,7 +89,7 @@ def compiled(model: nn.Module, mode: str, backend: str = "inductor"):
     is plain again: probes and caches of other shapes then trigger no compilation.
     """
     global _compiled_last
-    parts = {"none": [], "blocks": list(getattr(model, "blocks", [])), "whole": [model]}[mode]
+    parts = {"none": [], "graph": [], "blocks": list(getattr(model, "blocks", [])), "whole": [model]}[mode]
     parts = [part for part in parts if part._compiled_call_impl is None]
     if parts:
         structure = f"{mode} {backend} {getattr(model, 'config', None)} {model}"
@@ -176,3 +180,35 @@ def first_tensor(batch) -> torch.Tensor:
     while not isinstance(batch, torch.Tensor):
         batch = next(iter(batch.values() if isinstance(batch, dict) else batch))
     return batch
+
+
+def micro_batches(batch, count: int) -> list:
+    """Cuts a batch along its first dimension into `count` equal parts, each of the batch's own form.
+
+    Args:
+        batch: tensor, or tuple, list or dict of tensors, all with the same number of rows.
+        count: how many parts; 1 gives the batch itself.
+
+    Raises:
+        InputError: the rows do not divide by `count`, or tensors differ in rows: no cut would be equal to the whole.
+    """
+    if count == 1:
+        return [batch]
+    rows = len(first_tensor(batch))
+    if rows % count:
+        fits = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
+        raise InputError(f"accumulate is {count} and this process has {rows} rows of each batch; accepted: {fits}")
+    return [_rows(batch, part * rows // count, (part + 1) * rows // count, rows) for part in range(count)]
+
+
+def _rows(batch, start: int, stop: int, rows: int):
+    """Rows start .. stop of every tensor in a batch."""
+    if isinstance(batch, dict):
+        return {key: _rows(value, start, stop, rows) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(_rows(value, start, stop, rows) for value in batch)
+    if batch.ndim == 0 or len(batch) != rows:
+        raise InputError(
+            f"accumulate cuts batches by rows, and one tensor is {list(batch.shape)} where the first has {rows} rows"
+        )
+    return batch[start:stop]

@@ -91,12 +91,20 @@ class Objective(nn.Module):
         return loss
 
 
-def objective(model: nn.Module, loss_fn: Callable, device: torch.device, world: World) -> nn.Module:
+def objective(
+    model: nn.Module, loss_fn: Callable, device: torch.device, world: World, sharded: bool = False
+) -> nn.Module:
     """The training objective; with several processes, its backward pass averages the gradients over them."""
     alone = Objective(model, loss_fn)
-    if world.size == 1:
+    if world.size == 1 or sharded:  # a spread model averages by itself
         return alone
     return nn.parallel.DistributedDataParallel(alone, device_ids=[device] if device.type == "cuda" else None)
+
+
+def unsent(objective: nn.Module, unsent: bool):
+    """While the context lasts and `unsent` holds, gradients of data-parallel copies add up and are not averaged yet."""
+    wrapped = isinstance(objective, nn.parallel.DistributedDataParallel)
+    return objective.no_sync() if wrapped and unsent else contextlib.nullcontext()
 
 
 def average(tensor: torch.Tensor, world: World) -> torch.Tensor:
@@ -123,3 +131,55 @@ def from_all(value, world: World) -> list:
     box = [None] * world.size
     dist.all_gather_object(box, value)
     return box
+
+
+def leader_does(work: Callable, world: World):
+    """Calls `work()` in the leading process alone and hands its value to all; what it raises, all raise."""
+    value, error = None, None
+    if world.leads:
+        try:
+            value = work()
+        except Exception as raised:  # the others wait for an answer, so they are told before it goes on
+            error = raised
+    value, told = from_leader((value, None if error is None else (type(error).__name__, str(error))), world)
+    if error is not None:
+        raise error
+    if told is not None:
+        kind, message = told
+        raise InputError(message) if kind == "InputError" else RuntimeError(f"process 0 stopped with {kind}: {message}")
+    return value
+
+
+def require_agreement(settings: dict, world: World) -> None:
+    """Ends all processes with status 2 and one line when they do not mean the same run; nothing to one process.
+
+    Without this they would train different things, or wait for each other for ever. A ValueError would be printed once
+    a process, with a traceback each; so the leader says the line and every process leaves.
+
+    Args:
+        settings: names and JSON-able values that must be equal everywhere.
+
+    Raises:
+        SystemExit: with status 2, in every process.
+    """
+    line = next(iter(disagreements(from_all(settings, world))), None)
+    if line is None:
+        return
+    if world.leads:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    from_leader(None, world)  # nobody leaves before the line is out: torchrun ends all at the first that does
+    raise SystemExit(2)
+
+
+def disagreements(settings: list[dict]) -> list[str]:
+    """A line for each name whose value is not that of process 0; `settings` by rank."""
+    lines = []
+    for rank, other in enumerate(settings[1:], start=1):
+        for name in [*settings[0], *(name for name in other if name not in settings[0])]:
+            first, value = (repr(held[name]) if name in held else "missing" for held in (settings[0], other))
+            if first != value:
+                lines.append(
+                    f"the processes disagree: {name} is {first} in process 0 and {value} in process {rank}; "
+                    "give all of them the same settings"
+                )
+    return lines

@@ -128,6 +128,7 @@ def _room(model: LanguageModel, tokens: Tensor) -> int:
             f"the prompt has {tokens.shape[1]} tokens, which leaves no room in the context of {context}; "
             f"accepted: {context - 1} at most"
         )
+    tokens = tokens.long()  # in uint8 a comparison with 256 is one with 0
     unknown = tokens[(tokens < 0) | (tokens >= vocabulary)]
     if len(unknown):
         raise InputError(f"token {unknown[0].item()} is unknown; accepted: 0 to {vocabulary - 1}")

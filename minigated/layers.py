@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigated import kernels
 from minigated.errors import InputError
 
 
@@ -67,6 +68,8 @@ class DepthwiseConv(nn.Module):
         self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if kernels.usable(x):
+            return kernels.depthwise(x, self.conv.weight, self.conv.bias)
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # [B, h, w, C]
 
 
@@ -106,13 +109,20 @@ class DropPath(nn.Module):
         super().__init__()
         if not 0.0 <= rate < 1.0:
             raise InputError(f"drop path rate must be at least 0 and under 1, got {rate}")
-        self.rate = rate
+        self.rate, self.active = rate, rate > 0
+        # A tensor, as a number would be part of the graph: blocks that differ in it alone share one (chapter 9).
+        self.register_buffer("share", torch.tensor(1.0 - rate), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
+        if not self.training or not self.active:
             return x
-        kept = torch.empty(x.shape[0], *(1,) * (x.ndim - 1), dtype=x.dtype, device=x.device)
-        return x * kept.bernoulli_(1.0 - self.rate) / (1.0 - self.rate)
+        drawn = torch.rand(x.shape[0], *(1,) * (x.ndim - 1), device=x.device)
+        return x * ((drawn < self.share) / self.share).to(x.dtype)
+
+    def _apply(self, function, recurse=True):
+        super()._apply(function, recurse)
+        self.share.fill_(1.0 - self.rate)  # anew: a model made on meta comes to its device without numbers
+        return self
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3g}"

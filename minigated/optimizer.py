@@ -10,6 +10,7 @@ from torch import nn
 
 from minigated.errors import InputError
 from minigated.recipe import TrainConfig
+from minigated.sharded import whole
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -52,7 +53,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, device: torch.device)
 def clip_gradients(model: nn.Module, clip: float) -> torch.Tensor:
     """Scales gradients to a global norm of at most `clip` (0: off); returns the norm before, on device."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters]))  # over all processes' shares
     if clip > 0:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return norm

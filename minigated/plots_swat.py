@@ -7,6 +7,7 @@ from torch import Tensor
 
 from minigated.plots import COLORS, INK, style
 from minigated.plots_attention import CELLS
+from minigated.statistics import paired_difference
 from minigated.swat_options import SwatOptions
 
 
@@ -160,9 +161,11 @@ POINTS = [
 def readings_table(record: dict | None) -> str:
     """Abstract, SWAT, here, and what each other reading changes, as Markdown.
 
+    A change is the mean over the seeds that a reading and the defaults both have, with their number.
+
     Args:
-        record: of the experiment `ch06_swat_readings`, whose rows hold their `SwatOptions` under "options"; None where
-            it has not been run. Its metric is an accuracy in per cent.
+        record: of the experiment `ch06_swat_readings`, whose rows hold their `SwatOptions` under "options" and a value
+            for each of the seeds 0, 1, ...; None where it has not been run. Its metric is an accuracy in per cent.
     """
     rows = {_reading(row): row for row in record["rows"]} if record else {}
     lines = [
@@ -171,7 +174,7 @@ def readings_table(record: dict | None) -> str:
     ]
     for *words, readings in POINTS:
         changes = [
-            f"`{name}` {rows[name]['mean'] - rows['default']['mean']:+.2f}"
+            f"`{name}` {_change(rows[name], rows['default'])}"
             for name in readings
             if name in rows and "default" in rows
         ]
@@ -183,6 +186,13 @@ def readings_table(record: dict | None) -> str:
         spread = "" if std is None else f" ± {std:.2f} over seeds"
         lines.append(f"| all of these together | – | – | {mean:.2f}{spread} | – |")
     return "\n".join(lines)
+
+
+def _change(row: dict, default: dict) -> str:
+    """Mean difference over the seeds of both rows, and how many these are; other seeds' luck is no change."""
+    pairs = min(len(row["values"]), len(default["values"]))
+    mean, _ = paired_difference(row["values"][:pairs], default["values"][:pairs])
+    return f"{mean:+.2f} ({'single run' if pairs == 1 else f'{pairs} seeds'})"
 
 
 def _reading(row: dict) -> str:

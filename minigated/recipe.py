@@ -4,14 +4,17 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from torch import nn
+
 from minigated.errors import InputError, one_of
 
 PRECISIONS = ("auto", "float32", "bf16")
 UNITS = ("tokens", "images")
-COMPILE_MODES = ("auto", "none", "blocks", "whole")
+COMPILE_MODES = ("auto", "none", "blocks", "whole", "graph")
+PARALLEL = ("ddp", "fsdp")
 
 # What a resumed run may change: where it reports and how often. Everything else changes the numbers.
-FREE_ON_RESUME = ("out", "resume", "progress", "name", "save_every", "eval_every", "device", "unit")
+FREE_ON_RESUME = ("out", "resume", "progress", "name", "save_every", "eval_every", "device", "unit", "parallel")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,10 @@ class TrainConfig:
 
     Attributes:
         steps: optimizer steps of the whole run; the schedule is stretched over them.
+        accumulate: micro-batches that a process cuts its part of each step's batch into. Activations need less memory;
+            loss and gradients stay those of the whole batch, dropout's draws aside. A mixture of experts trained with
+            `lm.TrainingLoss(accumulate)` is balanced by `balance.RunningCounts`, an approximation: a micro-batch knows
+            the counts of those before it, not of those to come.
         rate: peak learning rate.
         betas: AdamW's two decay rates.
         weight_decay: decoupled decay, on tensors of two or more dimensions only.
@@ -30,8 +37,10 @@ class TrainConfig:
         device: "auto" (CUDA if there is one, else CPU), "cpu", "cuda" or "cuda:N".
         precision: "auto" (bf16 on CUDA, float32 on CPU), "float32" or "bf16" (autocast, weights stay
             float32).
-        compile: "auto" ("blocks" on CUDA, "none" on CPU), "none", "blocks" (each of `model.blocks`) or
-            "whole".
+        compile: "auto" ("blocks" on CUDA, "none" on CPU), "none", "blocks" (each of `model.blocks`),
+            "whole", or "graph" (nothing compiled, the step recorded as a CUDA graph: for models of small kernels).
+        parallel: with several processes, "ddp" (each holds the whole model) or "fsdp" (each holds a share of it and of
+            the optimizer's state); nothing to a single process.
         eval_every: steps between validations, 0 for the end only.
         save_every: steps between checkpoints, 0 for the end only.
         out: folder of the run; None keeps nothing on disk.
@@ -64,9 +73,12 @@ class TrainConfig:
     progress: bool = True
     name: str = ""
     unit: str = "tokens"
+    accumulate: int = 1
+    parallel: str = "ddp"
 
     def __post_init__(self):
-        for field, least in (("steps", 1), ("warmup", 0), ("seed", 0), ("eval_every", 0), ("save_every", 0)):
+        least_values = {"steps": 1, "accumulate": 1, "warmup": 0, "seed": 0, "eval_every": 0, "save_every": 0}
+        for field, least in least_values.items():
             value = getattr(self, field)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             _require(whole, field, value, f"a whole number of at least {least}")
@@ -83,6 +95,7 @@ class TrainConfig:
         one_of("precision", self.precision, PRECISIONS)
         one_of("compile mode", self.compile, COMPILE_MODES)
         one_of("unit", self.unit, UNITS)
+        one_of("kind of parallel training", self.parallel, PARALLEL)
         if self.out is None and (self.resume or self.save_every):
             what = "resume" if self.resume else f"save_every={self.save_every}"
             raise InputError(f"{what} needs an output folder: give `out`")
@@ -100,13 +113,28 @@ def _require(fine: bool, field: str, value: object, accepted: str) -> None:
         raise InputError(f"{field} is {value!r}; accepted: {accepted}")
 
 
+# What processes of one run may each have for themselves.
+OWN_OF_EACH_PROCESS = ("device", "progress", "name", "unit")
+
+
+def common_settings(config: TrainConfig, model: nn.Module) -> dict:
+    """What all processes of a run must agree on: {name: value} of the recipe, the model's config and its shapes."""
+    common = {name: value for name, value in dataclasses.asdict(config).items() if name not in OWN_OF_EACH_PROCESS}
+    built = getattr(model, "config", None)
+    if dataclasses.is_dataclass(built) and not isinstance(built, type):
+        common |= {f"the model's {name}": value for name, value in dataclasses.asdict(built).items()}
+    return common | {f"the shape of {name}": list(value.shape) for name, value in model.named_parameters()}
+
+
 def refuse_changes(saved: dict, config: TrainConfig) -> None:
     """Refuses to resume under settings that would change the numbers, naming the field and both values."""
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for field, value in dataclasses.asdict(config).items():
         value = list(value) if isinstance(value, tuple) else value
-        if field not in FREE_ON_RESUME and saved.get(field) != value:
+        before = saved.get(field, defaults[field])  # a run from before the setting was there had its default
+        if field not in FREE_ON_RESUME and before != value:
             raise InputError(
-                f"cannot resume: {field} was {saved.get(field)!r} in the saved run and is {value!r} now; "
+                f"cannot resume: {field} was {before!r} in the saved run and is {value!r} now; "
                 f"only {', '.join(FREE_ON_RESUME)} may change"
             )
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from minigated import kernels
 from minigated.decay import rotate
 from minigated.errors import InputError, one_of
 from minigated.layers import DepthwiseConv
@@ -143,6 +144,8 @@ def swat_decomposed(
     if tables.cos is not None:
         q, k = rotate(q, tables.cos, tables.sin), rotate(k, tables.cos, tables.sin)
     z = roll_in(v, rows, columns)
+    if form == "auto" and weigh is unchanged and kernels.fits(z, rows.window, columns.window):
+        return roll_out(kernels.windowed_sigmoid(q, k, z, tables, rows.window, columns.window), rows, columns)
     z = swat_pass(q, k, z, tables.column_bias, tables.column_decay, 2, columns.window, form, weigh)
     z = swat_pass(q, k, z, tables.row_bias, tables.row_decay, 1, rows.window, form, weigh)
     return roll_out(z, rows, columns)

@@ -8,6 +8,10 @@ The loop asks for three things: `loss_fn(model, batch)` gives a scalar, `batch_a
 batch as a pure function of its arguments, `evaluate(model)` gives named numbers. As batches need no state
 and the schedule is a function of the step, a resumed run needs the weights, the optimizer and PyTorch's
 random state, no more.
+
+The same script runs on several GPUs, one process each, under `torchrun --nproc-per-node=8 script.py`: by default each
+holds a copy of the model (`parallel="ddp"`); `parallel="fsdp"` spreads one model over all, see `minigated.sharded`.
+`accumulate=4` takes each step's batch in four parts, one after the other, in a quarter of the memory for activations.
 """
 
 import math
@@ -20,13 +24,16 @@ import torch
 from torch import nn
 
 from minigated import device
-from minigated.distributed import from_leader, objective, setup_distributed
+from minigated.captured import CapturedStep
+from minigated.distributed import from_leader, objective, require_agreement, setup_distributed, unsent
+from minigated.errors import InputError
 from minigated.interrupt import Interrupt
 from minigated.optimizer import build_optimizer, clip_gradients, learning_rate
 from minigated.progress import Clock, Progress
 from minigated.readback import Readback
-from minigated.recipe import TrainConfig, TrainResult
-from minigated.resume import all_finite, open_folder, save
+from minigated.recipe import TrainConfig, TrainResult, common_settings
+from minigated.resume import open_folder, save
+from minigated.sharded import all_finite, shard_model, share_buffers
 
 __all__ = ["TrainConfig", "TrainResult", "Trainer", "learning_rate"]
 
@@ -38,14 +45,16 @@ class Trainer:
         model: moved to the device.
         loss_fn: (model, batch) -> scalar tensor, the mean over the batch.
         batch_at: (step, rank, world) -> tensor, or tuple, list or dict of tensors, on the CPU: process
-            `rank`'s part of batch number `step`; all parts have the same size.
+            `rank`'s part of batch number `step`; all parts have the same size, in rows a multiple of
+            `config.accumulate`.
         config: see `TrainConfig`.
         evaluate: (model) -> {name: number}; called without gradients, in evaluation mode, uncompiled, under
-            the run's precision, by the leading process.
+            the run's precision, by the leading process; with parallel="fsdp" by all, and the leader's numbers count.
 
     Raises:
         InputError: a device that is not there, a folder that cannot be written or already holds a run, a
             damaged checkpoint, one of another model or of another recipe.
+        SystemExit: with status 2, in all processes, after a line that says on which setting they disagree.
     """
 
     def __init__(
@@ -56,7 +65,9 @@ class Trainer:
         self.device = device.choose_device(config.device, self.world.local_rank)
         self.precision = device.choose_precision(config.precision, self.device)
         self.compile = device.choose_compile(config.compile, self.device, model)
-        self.model = model.to(self.device)
+        require_agreement(common_settings(config, model), self.world)
+        self.sharded = config.parallel == "fsdp" and self.world.size > 1
+        self.model = shard_model(model, self.device, self.world) if self.sharded else model.to(self.device)
         self.optimizer = build_optimizer(model, config, self.device)
         self.step, self.losses, self.evals = 0, [], []
         self.clock, self.compile_seconds, self.eval_seconds = Clock(), 0.0, 0.0
@@ -65,7 +76,12 @@ class Trainer:
         self.progress = Progress(config.name, config.steps, show=False, leads=self.world.leads)
         if config.out is not None:
             open_folder(self)
-        self.objective = objective(model, loss_fn, self.device, self.world)
+        self.captured = None
+        if self.compile == "graph":
+            if self.world.size > 1:
+                raise InputError("compile 'graph' records one process; accepted with several: none, blocks, whole")
+            self.captured = CapturedStep(self._compute, self.optimizer, self.device)
+        self.objective = objective(model, loss_fn, self.device, self.world, self.sharded)
 
     def run(self, until: int | None = None) -> TrainResult:
         """Trains to the end, or to step `until`; called again, goes on from where it stopped.
@@ -131,15 +147,26 @@ class Trainer:
 
     def _update(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step. Returns loss and gradient norm, scalars on the device."""
+        rate = learning_rate(self.step, self.config)
+        if self.captured is not None:
+            return self.captured(batch, rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.config)
-        with device.autocast(self.device, self.precision):
-            loss = self.objective(batch)
-        loss.backward()
+            group["lr"] = rate
+        return self._compute(batch)
+
+    def _compute(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a step does on the device, and what a CUDA graph records of it."""
+        losses, parts = [], device.micro_batches(batch, self.config.accumulate)
+        for number, part in enumerate(parts, start=1):
+            with unsent(self.objective, number < len(parts)):  # copies need to agree only once a step
+                with device.autocast(self.device, self.precision):
+                    loss = self.objective(part) / len(parts)  # parts are equal, so the mean of means is the mean
+                loss.backward()
+            losses.append(loss.detach())
         norm = clip_gradients(self.model, self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+        return sum(losses[1:], losses[0]), norm
 
     def _record(self, rows: list[tuple[int, float, float, bool]]) -> None:
         """Takes in what the device has reported; a number that is not finite ends the run."""
@@ -160,11 +187,13 @@ class Trainer:
         self._record(self.reader.drain())
         device.synchronize(self.device)
         self.clock.stop()
+        if self.sharded:
+            share_buffers(self.model)
         if self.stopped is None:
             self._validate()
         keep = self.stopped == "interrupted" or self.step == last or self._due("save_every")
         if keep and self.stopped != "not finite" and self.config.out is not None:
-            if all_finite(self.model):
+            if all_finite(self.model, self.world):
                 self.saved = save(self)
             else:
                 self._spoilt(f"a weight is not finite after step {self.step - 1}", self.step)
@@ -181,7 +210,7 @@ class Trainer:
         if self.evaluate is None or not due or any(row["step"] == self.step for row in self.evals):
             return
         begin, row = time.perf_counter(), None
-        if self.world.leads:
+        if self.world.leads or self.sharded:  # a spread model runs in all processes or in none
             self.model.eval()
             apart = device.own_random_state(self.device), device.plain(self.model)
             with torch.no_grad(), apart[0], apart[1], device.autocast(self.device, self.precision):

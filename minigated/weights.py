@@ -20,13 +20,14 @@ def save_weights(model: nn.Module, path: Path) -> None:
 def split_tied(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The state dict with each shared tensor once, and {name left out: name that holds it}."""
     first, unique, tied = {}, {}, {}
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        spread = hasattr(tensor, "to_local")  # its share may be empty, so the tensor itself says what is tied
+        place = id(tensor) if spread else (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and place in first:
             tied[name] = first[place]
         else:
             first[place] = name
-            whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            whole = spread or tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
             unique[name] = tensor.detach().contiguous() if whole else tensor.detach().clone()
     return unique, tied
 

@@ -81,9 +81,21 @@ def a_row(name, values, **options):
 def test_the_table_shows_changes_in_points_and_says_what_was_not_run():
     rows = [a_row("as it is", [79.0, 81.0]), a_row("a", [78.5], value="plain"), a_row("b", [80.1], norm="rms")]
     table = readings_table({"rows": rows})
-    assert "`value=plain` -1.50" in table and "`norm=rms` +0.10; `norm=head`" in table
+    assert "`value=plain` -0.50 (single run)" in table and "`norm=rms` +1.10 (single run); `norm=head`" in table
     assert "`norm=none`: not run yet" in table
     assert "80.00 ± 1.41 over seeds" in table
     empty = readings_table(None)
     assert empty.count("not run yet") == sum(bool(readings) for *_, readings in POINTS)
     assert {line.count("|") for line in empty.splitlines()} == {6}
+
+
+def test_a_change_is_over_the_seeds_that_both_rows_have():
+    default = a_row("as it is", [70.0, 80.0, 90.0])
+    rows = [default, a_row("a", [71.0], value="plain"), a_row("b", [71.0, 83.0], norm="rms")]
+    rows.append(a_row("c", [69.0, 78.0, 84.0], lce="none"))
+    table = readings_table({"rows": rows})  # less the mean of all three seeds: -9.00, -3.00, -3.00
+    assert "`value=plain` +1.00 (single run)" in table
+    assert "`norm=rms` +2.00 (2 seeds)" in table
+    assert "`lce=none` -3.00 (3 seeds)" in table
+    more = [a_row("as it is", [70.0]), a_row("a", [71.0, 50.0], value="plain")]
+    assert "`value=plain` +1.00 (single run)" in readings_table({"rows": more})

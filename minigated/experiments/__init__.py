@@ -20,6 +20,12 @@ EXPERIMENTS = {
     "ch07_moe_gates": "minigated.experiments.moe_gates",
     "ch07_sparsity_sinks": "minigated.experiments.sparsity_sinks",
     "ch08_length": "minigated.experiments.length",
+    "ch09_bench_attention": "minigated.bench.suite_attention",
+    "ch09_bench_generate": "minigated.bench.suite_generate",
+    "ch09_bench_lm": "minigated.bench.suite_lm",
+    "ch09_bench_moe": "minigated.bench.suite_moe",
+    "ch09_bench_retention": "minigated.bench.suite_retention",
+    "ch09_bench_vit": "minigated.bench.suite_vit",
 }
 SCALES = ("cpu", "gpu")
 

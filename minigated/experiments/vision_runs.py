@@ -16,10 +16,10 @@ from minigated.vit import VisionTransformer, ViTConfig
 FILES = [
     f"minigated/{name}.py"
     for name in (
-        *("decay", "decay_passes", "device", "gates", "layers", "optimizer", "recipe", "retention", "swat"),
+        *("captured", "decay", "decay_passes", "device", "gates", "layers", "optimizer", "recipe", "retention", "swat"),
         *("swat_options", "swat_tables", "swin", "tables", "train", "vit", "vit_mixers", "vit_parts", "windows"),
         *("data/augment", "data/augment_parts", "data/images", "data/splits", "data/streams"),
-        "experiments/vision_runs",
+        "experiments/vision_runs", "kernels/__init__", "kernels/depthwise_triton", "kernels/windowed_triton",
     )
 ]
 
@@ -71,7 +71,7 @@ def train_one(
     model, augment = VisionTransformer(config), augmentation(images, plan).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)  # of the convolutions' weights; maps are channel-last
-    batches = ImageBatches(images.train, plan["batch"], seed)
+    batches = ImageBatches(images.train.to(device), plan["batch"], seed)
     steps = round(plan["epochs"] * batches.steps_per_epoch)
 
     def batch_at(step, rank, world):
@@ -89,6 +89,7 @@ def train_one(
         betas=(0.9, 0.999),
         seed=seed,
         device=str(device),
+        compile="graph" if device.type == "cuda" else "auto",  # a small map's kernels are shorter than their start
         name=f"{name} #{seed}",
         unit="images",
         eval_every=max(1, steps // 5),

@@ -1,0 +1,177 @@
+"""Training steps of language models, ours and transformers', as rows: forward, loss, backward, AdamW.
+
+Weights and optimizer are float32; on a GPU matrix products run in bfloat16 under autocast, as in `minigated.train`. All
+models of a case see the same tokens. A step ends with the weights changed, so the check, which compares losses and
+gradients before the first step, has to run first.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from minigated.bench.formulas import lm_training
+from minigated.bench.peers import named, qwen
+from minigated.bench.rows import Prepared, Row
+from minigated.device import autocast, choose_precision
+from minigated.interop import from_qwen3, from_qwen3_next
+from minigated.lm import TrainingLoss, build_lm, lm_loss
+from minigated.lm_config import LMConfig
+from minigated.recipe import TrainConfig
+from minigated.variants import parameters
+
+# Accepted between two bfloat16 runs of one deep model, gradients too. Rounding in another order adds up over the layers
+# and sends a few tokens of a mixture elsewhere: measured are 0.005 to 0.03. A form that is wrong in every layer is off
+# by 0.3 and more; a slip in one layer of many may hide here, which is what the float32 tests are for.
+DEEP = 0.06
+LOADERS = {"qwen3": from_qwen3, "qwen3_moe": from_qwen3, "qwen3_next": from_qwen3_next}
+
+
+def windows(config: LMConfig, batch: int, tokens: int, device: torch.device) -> Tensor:
+    """Random token windows [B, T + 1]; speed does not depend on what they say."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(config.vocabulary, (batch, tokens + 1), generator=generator).to(device)
+
+
+def peer_loss(model: nn.Module, batch: Tensor) -> Tensor:
+    """Mean next-token loss of a model of transformers, by its own loss function; no cache."""
+    inputs, targets = batch[:, :-1], batch[:, 1:]
+    return model(input_ids=inputs, labels=targets, shift_labels=targets.contiguous(), use_cache=False).loss
+
+
+def deep_tolerance(device: torch.device) -> float | None:
+    """What the check of a whole model accepts: `DEEP` where products run in bfloat16, the usual elsewhere."""
+    return DEEP if choose_precision("auto", device) == "bf16" else None
+
+
+def watched(model: nn.Module) -> list[nn.Parameter]:
+    """Weights whose gradients the check compares: the embedding, the first layer's W_V, the last one's W_O.
+
+    At random weights of deviation 0.02 every model's loss is log V, right or wrong; its gradients are not.
+    """
+    if hasattr(model, "blocks"):
+        first, last, embedding = model.blocks[0].attention, model.blocks[-1].attention, model.embedding
+    else:
+        first, last = model.model.layers[0].self_attn, model.model.layers[-1].self_attn
+        embedding = model.model.embed_tokens
+    return [embedding.weight, first.v_proj.weight, last.o_proj.weight]
+
+
+def loss_and_gradients(loss: Callable[[], Tensor], weights: list[nn.Parameter]) -> list[Tensor]:
+    """The loss and the gradient of each weight, none of them kept in the model."""
+    value = loss()
+    return [value, *torch.autograd.grad(value, weights)]
+
+
+def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A step: gradients of `loss`, then AdamW over all weights, one fused kernel on CUDA."""
+    fused = True if next(model.parameters()).is_cuda else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=TrainConfig.betas, weight_decay=0.1, fused=fused)
+
+    def step() -> Tensor:
+        value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return value
+
+    return step
+
+
+def bound(
+    loss: Callable, model: nn.Module, batch: Tensor, compiled: bool, precision: str = "auto"
+) -> Callable[[], Tensor]:
+    """`loss(model, batch)` under autocast on a GPU, compiled where asked for."""
+    device = batch.device
+    precision = choose_precision(precision, device)
+
+    def run() -> Tensor:
+        with autocast(device, precision):
+            return loss(model, batch)
+
+    return torch.compile(run, dynamic=False) if compiled else run
+
+
+# ---------------------------------------------------------------------------------------------- ours
+def prepare_ours(config: LMConfig, compiled: bool, batch: int, tokens: int, device: torch.device) -> Prepared:
+    """A model of ours. Compiled, its loss and gradients must be those of the eager model with the same weights."""
+    torch.manual_seed(0)
+    model, data = build_lm(config, device), windows(config, batch, tokens, device)
+    model.train()
+    # a function of our own, or two rows would share one list of compiled graphs
+    loss = bound(lambda model, data: TrainingLoss()(model, data), model, data, compiled)
+    weights = watched(model)
+
+    def check():
+        plain = bound(lambda model, data: TrainingLoss()(model, data), model, data, False)
+        return loss_and_gradients(loss, weights), loss_and_gradients(plain, weights)
+
+    facts = {"parameters": parameters(model), "compiled": compiled, "ffn_width": model.config.ffn_width}
+    return Prepared(training_step(model, loss), check if compiled else None, facts, deep_tolerance(device))
+
+
+def our_row(name: str, config: LMConfig, compiled: bool, batch: int, tokens: int, device: torch.device) -> Row:
+    """A row of ours; eager it is the reference of the compiled one."""
+    built = config.matched()
+    total = parameters(build_lm(built, "meta"))
+    return Row(
+        f"{name}, {'compiled' if compiled else 'eager'}",
+        partial(prepare_ours, built, compiled, batch, tokens, device),
+        state="equal" if compiled else "reference",
+        flops=lm_training(built, total, batch, tokens),
+        items=batch * tokens,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- transformers
+def prepare_peer(
+    kind: str, config: LMConfig, compiled: bool, batch: int, tokens: int, device: torch.device, experts: str
+) -> Prepared:
+    """A model of transformers. Its loss and gradients must be those of ours with its weights."""
+    torch.manual_seed(0)
+    model, data = qwen(kind, config, device, experts), windows(config, batch, tokens, device)
+    model.train()
+    if kind == "qwen3_moe":
+        draw_experts(model)
+    loss = bound(lambda model, data: peer_loss(model, data), model, data, compiled)
+
+    def check():
+        ours = LOADERS[kind](model.state_dict(), model.config.to_dict()).to(device)
+        theirs, plain = loss, bound(lm_loss, ours, data, False)
+        if config.experts:  # float32, one sequence: their bfloat16 router chooses otherwise near ties
+            theirs, plain = (bound(f, m, data[:1], False, "float32") for f, m in ((peer_loss, model), (lm_loss, ours)))
+        return loss_and_gradients(theirs, watched(model)), loss_and_gradients(plain, watched(ours))
+
+    facts = {"parameters": parameters(model), "compiled": compiled, "library": named("transformers")}
+    facts |= {"experts": experts} if kind == "qwen3_moe" else {}
+    return Prepared(training_step(model, loss), check, facts, deep_tolerance(device))
+
+
+def draw_experts(model: nn.Module) -> None:
+    """Gives routers and experts random weights; a router of zeros would send every token to the same experts."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".mlp." in name:
+                weight.normal_(std=0.02)
+
+
+def peer_row(
+    kind: str,
+    config: LMConfig,
+    compiled: bool,
+    batch: int,
+    tokens: int,
+    device: torch.device,
+    experts: str = "eager",
+) -> Row:
+    """A row of transformers with the sizes of `config`, its operations counted by the same formula."""
+    names = {"qwen3": "Qwen3", "qwen3_next": "Qwen3-Next", "qwen3_moe": f"Qwen3-MoE ({experts})"}
+    gated = {"qwen3_next": "g1_elementwise"}.get(kind, "none")
+    total = parameters(build_lm(config, "meta", variant=gated))
+    return Row(
+        f"transformers {names[kind]}, {'compiled' if compiled else 'eager'}",
+        partial(prepare_peer, kind, config, compiled, batch, tokens, device, experts),
+        flops=lm_training(config, total, batch, tokens),
+        items=batch * tokens,
+    )

@@ -1,0 +1,167 @@
+"""What is timed: rows in cases. A case is one piece of work; its rows are the contenders that do it.
+
+A row's output is compared with the reference form's before anything is timed. One that differs is reported as wrong
+and never timed: how fast a wrong answer comes is of no interest.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minigated.bench.timing import Memory, Timer, interleave, spread, warm_up
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of `difference`; sums run in another order
+
+
+class Absent(Exception):
+    """Raised by a row's `prepare` when the peer cannot run here; the message says why."""
+
+
+@dataclass
+class Prepared:
+    """A row that is ready to run.
+
+    Attributes:
+        step: one call of the work.
+        check: returns (what this row computes, what the reference form computes), tensors in the same order; it runs
+            before the first step. None for the reference itself, or for a peer that is another function.
+        flops: of one call, where the row did not know them before the model was built.
+        tolerance: of `difference`; `TOLERANCE` of the case's dtype by default.
+        facts: what is worth keeping beside the time, JSON-able, e.g. the number of parameters.
+    """
+
+    step: Callable[[], object]
+    check: Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]] | None = None
+    facts: dict = field(default_factory=dict)
+    tolerance: float | None = None
+    flops: float | None = None
+
+
+@dataclass
+class Row:
+    """A contender.
+
+    Attributes:
+        name: unique in its case. prepare: builds it on the device.
+        state: what it is if all goes well: "equal" is earned by the check; "reference" and "other function" are not
+            checked. It may become "wrong", "absent", "failed" or "not run".
+        flops, bytes: of one call, by formula; None where no formula is given.
+        items: tokens, images or maps a call works on.
+    """
+
+    name: str
+    prepare: Callable[[], Prepared]
+    state: str = "equal"
+    flops: float | None = None
+    bytes: float | None = None
+    items: int = 1
+
+
+@dataclass
+class Case:
+    """Rows that do the same work. `unit` is what `items` counts; `dtype` decides the tolerance of the check."""
+
+    name: str
+    rows: list[Row]
+    unit: str = "tokens"
+    dtype: torch.dtype = torch.float32
+
+
+def difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest relative error of the tensors, |got - expected| / |expected| in Frobenius norms.
+
+    Infinite where shapes or counts differ or a value is not finite. Of a zero tensor the absolute error counts.
+    """
+    if len(got) != len(expected):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(got, expected):
+        if a.shape != b.shape or not bool(a.isfinite().all()):
+            return float("inf")
+        a, b = a.detach().double(), b.detach().double()
+        size = b.norm().item()
+        worst = max(worst, (a - b).norm().item() / (size if size > 0 else 1.0))
+    return worst
+
+
+def measure_case(
+    case: Case, timer: Timer, samples: int, seconds: float = float("inf"), shown: Callable[[str], object] | None = None
+) -> list[dict]:
+    """Prepares, checks, warms and times all rows of a case; see `untimed` for what a result holds.
+
+    Args:
+        samples, seconds: see `minigated.bench.timing.interleave`.
+        shown: called with the name of each row that is done with its preparation.
+
+    Returns:
+        One dict a row, in the order of the case.
+    """
+    steps, estimates, results = {}, {}, []
+    for row in case.rows:
+        result, step = _start(case, row, timer)
+        results.append(result)
+        if step is not None:
+            steps[row.name], estimates[row.name] = step, result["call_seconds"]
+        if shown is not None:
+            shown(row.name)
+    for step in steps.values():  # once more, now that all rows share the memory: its pool grows here, not in a sample
+        step()
+    times = interleave(steps, estimates, timer, samples, seconds)
+    for result in results:
+        if result["row"] in times:
+            lower, median, upper = spread(times[result["row"]])
+            result |= {"times": times[result["row"]], "median": median, "quartiles": [lower, upper]}
+    steps.clear()
+    _forget(timer.device)
+    return results
+
+
+def untimed(case: Case, row: Row) -> dict:
+    """What is known of a row before anything runs.
+
+    The keys of a result: case, row, unit, dtype, state, reason (why it is not timed), error (see `difference`), flops,
+    bytes, items, first_seconds (of the first call, where a compiler works), call_seconds, held_bytes, peak_bytes,
+    times, facts; and of a timed row prepare_seconds, median and quartiles.
+    """
+    return {
+        "case": case.name, "row": row.name, "unit": case.unit, "dtype": str(case.dtype).removeprefix("torch."),
+        "state": row.state, "reason": None, "error": None, "flops": row.flops, "bytes": row.bytes, "items": row.items,
+        "first_seconds": None, "call_seconds": None, "held_bytes": None, "peak_bytes": None, "times": [], "facts": {},
+    }  # fmt: skip
+
+
+def _start(case: Case, row: Row, timer: Timer) -> tuple[dict, Callable | None]:
+    """Prepares, checks and warms a row: its result so far, and its step unless there is nothing to time."""
+    result = untimed(case, row)
+    memory = Memory(timer.device)
+    try:
+        start = timer.now()
+        prepared = row.prepare()
+        if prepared.check is not None:
+            result["error"] = difference(*prepared.check())
+            accepted = TOLERANCE[case.dtype] if prepared.tolerance is None else prepared.tolerance
+            if result["error"] > accepted:
+                reason = f"differs from the reference by {result['error']:.1e}, {accepted:.0e} is accepted"
+                return result | {"state": "wrong", "error": min(result["error"], 1e30), "reason": reason}, None
+        result["prepare_seconds"] = timer.now() - start
+        result["first_seconds"], result["call_seconds"] = warm_up(prepared.step, timer)
+        memory.measure(prepared.step)
+    except Absent as reason:
+        return result | {"state": "absent", "reason": str(reason)}, None
+    except Exception as error:  # whatever a peer or a compiler raises must not take the other rows with it
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+        error.__traceback__ = None  # it would keep the row's tensors alive
+        _forget(timer.device)
+        return result | {"state": "failed", "reason": reason}, None
+    result |= {"held_bytes": memory.held, "peak_bytes": memory.peak, "facts": prepared.facts}
+    result["flops"] = row.flops if prepared.flops is None else prepared.flops
+    return result, prepared.step
+
+
+def _forget(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,143 @@
+"""Mixtures of experts: the layer in each of its forms beside transformers', then whole models in training.
+
+The dense row of a case has the same active operations: a feed-forward as wide as the experts of one token together.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from minigated.bench.formulas import moe_layer
+from minigated.bench.lm_rows import our_row, peer_row
+from minigated.bench.peers import EXPERT_FORMS, moe_block, named
+from minigated.bench.rows import Case, Prepared, Row
+from minigated.bench.runner import run_suite
+from minigated.layers import SwiGLU
+from minigated.lm_config import LMConfig
+from minigated.moe import FORMS, MoE
+
+CLAIM = "grouped products bring a mixture of experts near the speed of a dense layer with the same active operations"
+FILES = [
+    "moe.py", "balance.py", "lm.py", "lm_config.py", "attention.py", "interop/experts.py", "bench/lm_rows.py",
+    "bench/peers.py", "bench/suite_moe.py",
+]  # fmt: skip
+# tokens, C, F, experts, k
+LAYERS = {"cpu": [(256, 64, 64, 8, 2)], "gpu": [(16_384, 512, 512, 16, 2), (16_384, 1024, 256, 64, 8)]}
+CPU_MODEL = LMConfig(
+    width=64, layers=2, heads=2, kv_heads=2, head_width=32, ffn_width=64, vocabulary=256, context=64, experts=4, top_k=2
+)
+GPU_MODEL = LMConfig(
+    width=512, layers=8, heads=8, kv_heads=8, head_width=64, ffn_width=512, vocabulary=32_000, context=1024,
+    experts=16, top_k=2, tied=False,
+)  # fmt: skip
+MODELS = {  # name -> config, sequences, tokens
+    "cpu": {"4 experts": (CPU_MODEL, 2, 64)},
+    "gpu": {
+        "16 experts": (GPU_MODEL, 16, 1024),
+        "64 experts": (replace(GPU_MODEL, experts=64, top_k=8, ffn_width=128), 16, 1024),
+    },
+}
+
+
+def our_layer(sizes, form: str) -> MoE:
+    """The layer with the same weights every time; large ones, so that experts differ and routing is decided."""
+    _, width, hidden, experts, top_k = sizes
+    torch.manual_seed(0)
+    layer = MoE(width, hidden, experts, top_k, renormalise=True, form=form)
+    nn.init.normal_(layer.router.weight, std=0.1)
+    layer.experts.initialize(width**-0.5)
+    return layer
+
+
+def decided_tokens(router: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Tokens [N, C] whose logits stand well apart, so that bfloat16 and float32 routers choose the same experts.
+
+    Args:
+        router: weights [E, C] with E at most C. The logits of every token are the same evenly spaced numbers from 2 to
+            -2 in an order of its own.
+    """
+    experts, width = router.shape
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(tokens, width, generator=generator)
+    order = torch.rand(tokens, experts, generator=generator).argsort(-1)
+    wanted = torch.linspace(2, -2, experts)[order]  # [N, E]
+    return noise + (wanted - noise @ router.T) @ torch.linalg.pinv(router).T
+
+
+def prepare_layer(kind: str, form: str, compiled: bool, sizes, device, dtype) -> Prepared:
+    """A layer, forward and backward.
+
+    Args:
+        kind: "ours", "transformers" or "dense". form: how the experts run, in the kind's own words.
+    """
+    tokens, width, hidden, _, top_k = sizes
+    mixture = our_layer(sizes, form if kind == "ours" else "loop")
+    x = decided_tokens(mixture.router.weight.detach(), tokens).to(device, dtype)[None].requires_grad_()
+    layer = SwiGLU(width, hidden * top_k) if kind == "dense" else mixture
+    layer = layer.to(device, dtype)
+    weights = list(layer.parameters())
+    layer = moe_block(layer, form) if kind == "transformers" else layer
+    run = torch.compile(layer, dynamic=False) if compiled else layer
+    grown = torch.ones_like(x)
+
+    def step():
+        y = run(x)
+        return [y, *torch.autograd.grad(y, [x, *weights], grown)]
+
+    def check():
+        wide = x.detach().clone().requires_grad_()
+        y = our_layer(sizes, "loop").to(device, dtype)(wide)
+        return step()[:2], [y, *torch.autograd.grad(y, wide, grown)]
+
+    facts = {"form": form, "compiled": compiled} | ({"library": named(kind)} if kind == "transformers" else {})
+    return Prepared(step, None if kind == "dense" else check, facts)
+
+
+def layer_case(sizes, device, dtype) -> Case:
+    """Our three forms, transformers', and the dense layer; compiled on a GPU where the form has no loop."""
+    tokens, width, hidden, experts, top_k = sizes
+    cost = moe_layer(tokens, width, hidden, experts, top_k, dtype.itemsize, training=True)
+    flat = moe_layer(tokens, width, hidden * top_k, 1, 1, dtype.itemsize, training=True)
+    cuda = device.type == "cuda"
+    plan = [("ours", form, False) for form in FORMS] + [("transformers", form, False) for form in EXPERT_FORMS]
+    plan += [("ours", "grouped", True), ("transformers", "grouped_mm", True)] if cuda else []
+    plan += [("dense", "dense", compiled) for compiled in ((False, True) if cuda else (False,))]
+    titles = {"ours": "minigated", "transformers": "transformers Qwen3-MoE, experts", "dense": "same operations,"}
+    rows = []
+    for kind, form, compiled in plan:
+        if form == "batched_mm" and cuda:  # copies each token's experts: tens of gigabytes at these sizes
+            continue
+        work = flat if kind == "dense" else cost
+        rows.append(
+            Row(
+                f"{titles[kind]} {form}, {'compiled' if compiled else 'eager'}",
+                partial(prepare_layer, kind, form, compiled, sizes, device, dtype),
+                state="other function" if kind == "dense" else "equal",
+                flops=work.flops, bytes=work.bytes, items=tokens,
+            )
+        )  # fmt: skip
+    return Case(f"layer, {experts} experts, top {top_k}, training", rows, "tokens", dtype)
+
+
+def model_case(name: str, config: LMConfig, batch: int, tokens: int, device, dtype) -> Case:
+    """A model with experts, the dense one with the same active operations, and transformers' in its forms."""
+    cuda = device.type == "cuda"
+    both = (False, True) if cuda else (False,)
+    dense = replace(config, experts=0, top_k=0, ffn_width=config.ffn_width * config.top_k)
+    rows = [our_row("minigated, dense, same active operations", dense, cuda, batch, tokens, device)]
+    rows += [our_row("minigated, experts", config, compiled, batch, tokens, device) for compiled in both]
+    plan = [("eager", False), ("grouped_mm", False)] + ([("grouped_mm", True)] if cuda else [])
+    rows += [peer_row("qwen3_moe", config, compiled, batch, tokens, device, form) for form, compiled in plan]
+    return Case(f"model, {name}, training", rows, "tokens", dtype)
+
+
+def cases(scale: str, device: torch.device) -> list[Case]:
+    """The layers, then the models."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    layers = [layer_case(sizes, device, dtype) for sizes in LAYERS[scale]]
+    return layers + [model_case(name, *rest, device, dtype) for name, rest in MODELS[scale].items()]
+
+
+run = partial(run_suite, "moe")

@@ -1,0 +1,124 @@
+"""The cores of chapters 5 and 6, width pass and height pass in windows: the matrix form against the one that fuses.
+
+Each form gets the projected q, k, v of a map, rotates, does both passes and, with `training`, goes back. Forms are
+those that `minigated.decay_passes` and `minigated.swat` list, so a new one is timed as soon as it has a name there.
+"""
+
+from functools import partial
+
+import torch
+
+from minigated import decay_passes, swat
+from minigated.bench.formulas import two_passes
+from minigated.bench.rows import Case, Prepared, Row
+from minigated.bench.runner import run_suite
+from minigated.decay import rmt_log_decay
+from minigated.retention import WindowTableBuilder, decomposed, decomposed_reference
+from minigated.swat_tables import SwatTableBuilder
+
+CLAIM = "one fused kernel for both passes of a window is limited by copying alone; separate matrix products are not"
+FILES = ["decay_passes.py", "retention.py", "swat.py", "swat_tables.py", "windows.py", "bench/suite_retention.py"]
+# images, side of the map, channels, heads. 32 channels a head; on a GPU q, k, v are far larger than its cache.
+SIZES = {"cpu": (8, 16, 64, 2), "gpu": (64, 56, 128, 4)}
+WINDOWS = {
+    "cpu": {"retention": (4, 8), "swat": (4,)},
+    "gpu": {"retention": (4, 7, 8), "swat": (4, 7, 8)},
+}
+CHECKED = 2  # images that are compared with the reference
+
+
+def retention_core(form: str, qkv, tables):
+    """[B, h, w, 3, H, D] -> [B, h, w, H, D]."""
+    return decomposed(qkv, tables, form)
+
+
+def swat_core(form: str, qkv, tables):
+    """[B, h, w, 3, H, D] -> [B, h, w, H, D]."""
+    return swat.swat_decomposed(qkv[..., :2, :, :], qkv[..., 2, :, :], tables, form=form)
+
+
+def swat_by_matrices(qkv, tables):
+    """The matrix form on the first images, float64: what the brute-force loops of chapter 6 are held against."""
+    return swat_core("matmul", qkv, tables)
+
+
+CORES = {
+    "retention": (retention_core, decomposed_reference, decay_passes.FORMS),
+    "swat": (swat_core, swat_by_matrices, swat.FORMS),
+}
+
+
+def make_tables(mixer: str, side: int, heads: int, head_width: int, window: int, shifted: bool, device, dtype=None):
+    """The masks, slopes and rotation of a map, on the device."""
+    decay = rmt_log_decay(heads)
+    if mixer == "retention":
+        builder = WindowTableBuilder(head_width, decay, window, shifted)
+    else:
+        builder = SwatTableBuilder(heads, head_width, decay, window, shifted)
+    return builder.to(device, dtype)(side, side)
+
+
+def prepare(mixer, form, compiled, sizes, window, shifted, training, device, dtype) -> Prepared:
+    """A form of a core, ready to run."""
+    batch, side, channels, heads = sizes
+    core, reference, _ = CORES[mixer]
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(batch, side, side, 3, heads, channels // heads, generator=generator).to(device, dtype)
+    grown = torch.randn(qkv[..., 0, :, :].shape, generator=generator).to(device, dtype)
+    qkv.requires_grad_(training)
+    tables = make_tables(mixer, side, heads, channels // heads, window, shifted, device)
+    run = partial(core, form)
+    if compiled:
+        run = torch.compile(run, dynamic=False)
+
+    def step():
+        with torch.set_grad_enabled(training):
+            y = run(qkv, tables)
+        if not training:
+            return y, None
+        (gradient,) = torch.autograd.grad(y, qkv, grown)
+        return y, gradient
+
+    def check():
+        got = [x[:CHECKED] for x in step() if x is not None]
+        wide = qkv[:CHECKED].detach().double().requires_grad_(training)
+        exact = make_tables(mixer, side, heads, channels // heads, window, shifted, device, torch.float64)
+        y = reference(wide, exact)
+        expected = [y, *torch.autograd.grad(y, wide, grown[:CHECKED].double())] if training else [y]
+        return got, expected
+
+    return Prepared(step, check, {"window": window, "shifted": shifted, "compiled": compiled, "form": form})
+
+
+def case(mixer: str, window: int, sizes, training: bool, device, dtype, shifted=False) -> Case:
+    """All forms of a core at a window, eager and compiled; on a CPU matrices are not compiled, to save the time."""
+    batch, side, channels, _ = sizes
+    cost = two_passes(batch, side, side, channels, window, dtype.itemsize, training)
+    forms = [(form, compiled) for form in CORES[mixer][2] if form != "auto" for compiled in (False, True)]
+    forms = [pair for pair in forms if device.type == "cuda" or pair != ("matmul", True)]
+    rows = [
+        Row(
+            f"{form}, {'compiled' if compiled else 'eager'}",
+            partial(prepare, mixer, form, compiled, sizes, window, shifted, training, device, dtype),
+            flops=cost.flops, bytes=cost.bytes, items=batch,
+        )
+        for form, compiled in forms
+    ]  # fmt: skip
+    kind = "training" if training else "inference"
+    return Case(f"{mixer} window {window}{' shifted' if shifted else ''} {kind}", rows, "maps", dtype)
+
+
+def cases(scale: str, device: torch.device) -> list[Case]:
+    """Both mixers at each window, forward and backward; on a GPU also forward alone, and shifted windows."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    size, made = SIZES[scale], []
+    for mixer in CORES:
+        for window in WINDOWS[scale][mixer]:
+            made.append(case(mixer, window, size, True, device, dtype))
+        if scale == "gpu":
+            made.append(case(mixer, 7, size, False, device, dtype))
+            made.append(case(mixer, 7, size, True, device, dtype, shifted=True))
+    return made
+
+
+run = partial(run_suite, "retention")

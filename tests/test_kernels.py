@@ -1,0 +1,137 @@
+"""Fused kernels equal their plain forms; without a GPU they are not used, and nothing else changes."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigated import kernels
+from minigated.errors import InputError
+from minigated.layers import DepthwiseConv, DropPath
+from minigated.recipe import TrainConfig
+from minigated.train import Trainer
+from minigated.vit_sizes import build_vit
+
+
+def needs_gpu(test):
+    """Marks a test that only a CUDA device can run."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")(test))
+
+
+HERE = Path(__file__).resolve().parent
+MIXERS = ("gated_swinrmt_retention_nano", "gated_swinrmt_swat_nano", "rmt_nano")
+
+
+def test_a_tensor_on_the_cpu_takes_the_plain_form():
+    assert not kernels.usable(torch.zeros(1))
+
+
+def test_kernels_can_be_switched_off_and_come_back(monkeypatch):
+    monkeypatch.setattr(kernels, "_loaded", lambda: True)
+
+    class OnDevice:
+        is_cuda, dtype = True, torch.bfloat16
+
+    assert kernels.usable(OnDevice)
+    with kernels.switched_off():
+        assert not kernels.usable(OnDevice)
+    assert kernels.usable(OnDevice)
+
+
+@pytest.mark.parametrize(("side", "width", "fits"), [((8, 8), 32, True), ((9, 8), 32, False), ((8, 8), 256, False)])
+def test_windows_that_do_not_fit_the_chip_are_left_to_the_plain_form(monkeypatch, side, width, fits):
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    assert kernels.fits(torch.empty(1, 1, 1, 1, width), *side) is fits
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which comes with torch for CUDA")
+def test_kernels_equal_the_plain_forms_in_the_interpreter():
+    done = subprocess.run([sys.executable, HERE / "interpreted_kernels.py"], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 2 * 7 + 4, done.stderr
+    assert all(float(line.rpartition(" ")[2]) < 2e-5 for line in lines), done.stdout
+
+
+# ----------------------------------------------------------------------------------------- what they need elsewhere
+def test_blocks_that_differ_in_drop_path_alone_share_a_graph():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    x = torch.randn(4, 2, 2, 8)
+    for rate in (0.1, 0.2, 0.3):
+        torch.compile(DropPath(rate).train(), backend=count, dynamic=False)(x)
+    assert len(graphs) == 1
+
+
+def test_drop_path_made_on_meta_keeps_its_share():
+    with torch.device("meta"):
+        path = DropPath(0.25)
+    path.to_empty(device="cpu")
+    assert path.share == 0.75
+    assert path.train()(torch.ones(4000, 1)).mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_graph_without_a_gpu_is_refused():
+    config = TrainConfig(steps=1, warmup=0, compile="graph", device="cpu", progress=False)
+    with pytest.raises(InputError, match="'graph' needs a CUDA device and this is cpu; accepted: none, blocks, whole"):
+        Trainer(torch.nn.Linear(2, 2), lambda m, b: m(b).sum(), lambda *a: torch.ones(1, 2), config)
+
+
+# ---------------------------------------------------------------------------------------------- on a GPU
+@needs_gpu
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("image", [32, 64])
+def test_a_backbone_with_kernels_equals_one_without(name, image):
+    torch.manual_seed(0)
+    model = build_vit(name, image_size=image).cuda().train()
+    images = torch.randn(4, 3, image, image, device="cuda")
+    found = []
+    for plain in (False, True):
+        model.zero_grad()
+        with kernels.switched_off() if plain else torch.enable_grad():
+            scores = model(images)
+            scores.square().sum().backward()
+        found.append([scores.detach(), *(p.grad.clone() for p in model.parameters())])
+    for with_kernels, without in zip(*found, strict=True):
+        torch.testing.assert_close(with_kernels, without, atol=2e-4, rtol=2e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize(("shape", "side"), [((8, 8, 8, 96), 5), ((3, 1, 1, 33), 3), ((2, 7, 9, 64), 5)])
+def test_convolution_under_autocast_equals_the_library(shape, side):
+    torch.manual_seed(0)
+    conv, x = DepthwiseConv(shape[-1], side).cuda(), torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        with kernels.switched_off():
+            plain = conv(x)
+        fused = conv(x)
+        compiled = torch.compile(conv, fullgraph=True, dynamic=False)(x)
+    assert fused.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(fused, plain, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(compiled, fused, atol=1e-2, rtol=1e-2)
+
+
+@needs_gpu
+def test_a_recorded_step_trains_as_the_plain_one_does():
+    results = []
+    batches = torch.randn(12, 16, 3, 32, 32), torch.randint(0, 10, (12, 16))
+
+    def loss(model, batch):
+        return torch.nn.functional.cross_entropy(model(batch[0]).float(), batch[1])
+
+    for mode in ("none", "graph"):
+        torch.manual_seed(0)
+        model = build_vit("gated_swinrmt_retention_nano")
+        config = TrainConfig(steps=12, rate=1e-3, warmup=4, compile=mode, device="cuda", progress=False)
+        result = Trainer(model, loss, lambda step, rank, world: tuple(b[step] for b in batches), config).run()
+        results.append(torch.tensor(result.losses))
+        assert result.compile == mode
+    torch.testing.assert_close(results[1], results[0], atol=2e-2, rtol=0)
+    assert results[0][-1] != results[0][0]
