@@ -42,8 +42,6 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
 
 def choose_precision(name: str, device: torch.device) -> str:
     """What `name` comes to: "auto" is bf16 on a GPU that computes in it, float32 elsewhere."""
-    if name == "graph" and device.type != "cuda":
-        raise InputError(f"compile 'graph' needs a CUDA device and this is {device}; accepted: none, blocks, whole")
     if name != "auto":
         return name
     native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
