@@ -53,12 +53,12 @@ def paths_figure(text: str, chosen: Tensor, experts: int):
     return figure, alt + f"together they visit {visited} of {experts}."
 
 
-def use_figure(shares: dict[str, Sequence[Sequence[float]]], rows: Sequence[str]):
+def use_figure(shares: dict[str, Sequence[Sequence[float]]], rows: Sequence[str], least: float = 0.0):
     """Load of each expert, one panel a title: a row a layer (or a kind of token), a column an expert.
 
     Args:
         shares: title -> rows of shares [E] that sum to 1; the cells show them times E, so 1.0 is an even load.
-        rows: their labels.
+        rows: their labels. least: loads below this one stay without a number.
     """
     experts, told = len(next(iter(shares.values()))[0]), []
     loads = {title: [[share * experts for share in row] for row in found] for title, found in shares.items()}
@@ -69,7 +69,8 @@ def use_figure(shares: dict[str, Sequence[Sequence[float]]], rows: Sequence[str]
         for i, row in enumerate(found):
             for j, load in enumerate(row):
                 ink = "white" if load > 0.62 * top else "#0d161d"
-                axis.text(j, i, f"{load:.1f}", ha="center", va="center", color=ink, fontsize=7.5)
+                if load >= least:
+                    axis.text(j, i, f"{load:.1f}", ha="center", va="center", color=ink, fontsize=8)
         axis.set_title(title, color=INK, fontsize=11, loc="left")
         axis.set_xticks(range(experts), range(experts), fontsize=9)
         axis.set_yticks(range(len(rows)), rows, fontsize=10)

@@ -48,6 +48,8 @@ def test_an_even_load_is_one():
     assert [text.get_text() for text in first.texts] == ["1.0"] * 4 + ["2.0"] * 2 + ["0.0"] * 2
     assert [text.get_text() for text in second.texts][:2] == ["4.0", "0.0"]
     assert "a: fullest 1.0 in x, 2.0 in y; b: fullest 4.0 in x, 4.0 in y" in alt
+    few = use_figure({"a": [[0.25] * 4, [0.5, 0.5, 0.0, 0.0]]}, ["x", "y"], least=2.0)[0].axes[0]
+    assert [text.get_text() for text in few.texts] == ["2.0", "2.0"]
     assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 4)
 
 

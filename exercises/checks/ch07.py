@@ -130,7 +130,8 @@ def route(f):
 
 def _check_router_precision(f) -> None:
     logits = torch.tensor([[8.0, 7.9375, 4.0, 7.875], [-3.0, 6.0, 5.96875, 5.9375]])
-    for dtype, wanted in ((torch.bfloat16, torch.float32), (torch.float32,) * 2, (torch.float64,) * 2):
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        wanted = torch.float64 if dtype == torch.float64 else torch.float32
         low = logits.to(dtype)
         chosen, weights = _routed(f, low, 2, False)
         exact = route_reference(low.double(), 2, False)

@@ -10,7 +10,7 @@ def route(logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor
     The probabilities are a softmax of a token's logits over *all* experts, eq. (7.1). The k largest of them name the
     experts and are the weights of their outputs, eq. (7.2); with `renormalise` they are divided by their sum first.
 
-    Neighbouring experts get nearly equal logits, and bfloat16 keeps only eight bits: compute in float32 at least.
+    Two experts often get nearly equal logits, and bfloat16 keeps only eight bits: compute in float32 at least.
     float16 and bfloat16 logits give float32 weights, float64 logits give float64 weights.
 
     Args:
@@ -144,8 +144,8 @@ def tokens_go_alone(layer) -> bool:
     a layer treats each token as if it were alone: its output depends on this token, and not on its neighbours, their
     number, its place among them, or on what the layer did before.
 
-    Some layers break this in public: experts with room for a few tokens drop the rest, experts may choose tokens
-    instead of the other way round. They look innocent as long as tokens are few or experts evenly used.
+    Some published layers break this: experts with room for a few tokens drop the rest, or experts choose tokens instead
+    of the other way round. Some of them look innocent as long as tokens are few or experts evenly used.
 
     You are graded by the layers you turn down that mix tokens, and by those that you accept: one expert or several a
     token, weights that sum to one or not, other routers, a shared expert.
