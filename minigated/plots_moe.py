@@ -17,8 +17,8 @@ SHEET = LinearSegmentedColormap.from_list("sheet", ["#dfe6ea", "#c3d0d9", "#0b4f
 RATE_ARMS = {**ARM_NAMES, "sandwich_norm": "sandwich norms", "clip_100": "clip at 100"}
 
 
-def _sheet(axis, cells, top: float, colours=CELLS) -> None:
-    axis.imshow(cells, cmap=colours, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+def _sheet(axis, cells, top: float) -> None:
+    axis.imshow(cells, cmap=CELLS, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
     axis.grid(False)
     axis.tick_params(length=0)
     for side in axis.spines.values():
@@ -62,7 +62,7 @@ def use_figure(shares: dict[str, Sequence[Sequence[float]]], rows: Sequence[str]
     """
     experts, told = len(next(iter(shares.values()))[0]), []
     loads = {title: [[share * experts for share in row] for row in found] for title, found in shares.items()}
-    top = max(load for found in loads.values() for row in found for load in row)
+    top = max(3.0, *(load for found in loads.values() for row in found for load in row))
     figure, axes = plt.subplots(len(shares), 1, figsize=(5.4, (0.34 * len(rows) + 0.75) * len(shares)), squeeze=False)
     for axis, (title, found) in zip(axes[:, 0], loads.items()):
         _sheet(axis, found, top)
@@ -123,7 +123,7 @@ def gate_text_figure(text: str, scores: Tensor):
     """
     layers, heads, _ = scores.shape
     figure, axis = plt.subplots(figsize=(5.4, 0.18 * layers * heads + 0.9))
-    _sheet(axis, scores.flatten(0, 1).tolist(), 1.0, SHEET)
+    _sheet(axis, scores.flatten(0, 1).tolist(), scores.max().item())
     for layer in range(1, layers):
         axis.axhline(heads * layer - 0.5, color="white", linewidth=2)
     axis.set_xticks(range(len(text)), letters(text), fontsize=8)
@@ -172,12 +172,14 @@ def sinks_figure(record: dict, arms: Sequence[str] = ("none", "g1_elementwise", 
                 layers = range(1, len(values) + 1)
                 axis.plot(layers, values, label=ARM_NAMES.get(row["name"], row["name"]), **style(index))
         axis.set_ylabel(unit)
-        axis.set_ylim(bottom=0)
+        if what == "m_act":
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
     panels[0].axhline(chosen[0]["extra"]["uniform"], color=INK, linewidth=1, linestyle=(0, (2, 2)))
     panels[0].legend(fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    panels[1].set_yscale("log")
     panels[2].set_xlabel("layer")
     panels[2].set_xticks(range(1, len(chosen[0]["extra"]["f_attn_by_layer"]) + 1))
     figure.tight_layout()
-    means = ", ".join(f"{row['name']} {row['extra']['f_attn']:.3f} and {row['mean']:.0f}" for row in chosen)
+    means = ", ".join(f"{row['name']} {row['extra']['f_attn']:.3f} and {row['mean']:.3g}" for row in chosen)
     return figure, f"Three panels by layer. Means of first-token share and of the largest activation: {means}."

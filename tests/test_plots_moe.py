@@ -99,4 +99,5 @@ def test_layers_are_drawn_of_the_rows_that_are_there():
     assert list(share) == ["no gate", "G1 elementwise"] and list(gate) == ["G1 elementwise"]
     assert largest["no gate"] == [5.0, 50.0] and gate["G1 elementwise"] == [0.4, 0.3]
     assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_label()[0] == "_"] == [0.05]
+    assert 1 < figure.axes[1].get_ylim()[0] < 5 and figure.axes[1].get_yscale() == "log"
     assert alt.endswith("none 0.150 and 50, g1_elementwise 0.150 and 50.")
