@@ -2,7 +2,7 @@
 
     f_e = share of all assignments that went to expert e          sums to 1; a count, no gradient            (7.4)
     P_e = mean router probability of expert e                     sums to 1; carries the gradient            (7.5)
-    L_balance = E * sum_e f_e P_e                                 1 when either is uniform, at most E        (7.6)
+    L_balance = E * sum_e f_e P_e                                 1 when either is uniform, at most E / k        (7.6)
     L_z = mean over tokens of logsumexp(logits)^2                 ST-MoE, arXiv 2202.08906                   (7.7)
 
 Balanced over what? Over one batch on one process, or, as arXiv 2501.11873 asks, over all that one optimizer step sees:

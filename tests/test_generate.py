@@ -272,6 +272,12 @@ def test_wrong_input_is_refused_before_anything_is_computed(options, said):
     assert "\n" not in str(refused.value)
 
 
+def test_a_prompt_of_bytes_fits_a_vocabulary_of_256():
+    prompt = torch.tensor([[0, 255, 82]])
+    model = tiny(vocabulary=256)
+    assert torch.equal(run(model, prompt.to(torch.uint8), new_tokens=3), run(model, prompt, new_tokens=3))
+
+
 def test_the_last_accepted_sizes_run():
     assert len(list(generate(tiny(), prompts(23)))) == 1
     assert len(list(itertools.islice(generate(tiny(), prompts(), 19, top_p=1, top_k=1), 30))) == 19
