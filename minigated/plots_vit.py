@@ -174,7 +174,7 @@ def gates_over_images(images: Tensor, gates: dict[str, Tensor]):
         images: [N, h, w, 3] uint8. gates: label -> [N, h', w']; a row's smallest value covers all, its largest nothing.
     """
     count, side = len(images), images.shape[1]
-    figure, axes = plt.subplots(1 + len(gates), count, figsize=(5.4, 5.1 * (1 + len(gates)) / count), squeeze=False)
+    figure, axes = plt.subplots(1 + len(gates), count, figsize=(6.2, 5.1 * (1 + len(gates)) / count), squeeze=False)
     for axis, image in ((axis, image) for line in axes for axis, image in zip(line, images)):
         axis.imshow(image.cpu().numpy(), interpolation="nearest")
         axis.set_autoscale_on(False)
@@ -183,7 +183,8 @@ def gates_over_images(images: Tensor, gates: dict[str, Tensor]):
         low, high = float(maps.min()), float(maps.max())
         for axis, values in zip(line, maps):
             _covers(axis, ((high - values) / max(high - low, 1e-12)).tolist(), side / values.shape[0])
-        line[0].set_ylabel(f"{label}\n{low:.2f} to {high:.2f}", fontsize=9)
+        name = label.replace(", ", "\n")
+        line[0].set_ylabel(f"{name}\n{low:.2f} to {high:.2f}", fontsize=9, rotation=0, ha="right", va="center")
     figure.tight_layout(pad=0.3)
     return figure
 
