@@ -121,6 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=int, default=None, help="sequences (16) or images (64) a step")
     sub.add_argument("--context", type=int, default=None, help="tokens a sequence; the model's own otherwise")
     sub.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    sub.add_argument("--accumulate", type=int, default=1, help="parts of each step's batch, one after the other")
+    sub.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="torchrun: copies or shares")
     _shared(sub)
     sub = command(run)
     sub.add_argument("record_id", metavar="RECORD_ID")

@@ -61,6 +61,7 @@ def train_command(args) -> int:
         steps=args.steps, rate=args.rate, warmup=min(200, args.steps // 10), seed=args.seed, device=args.device,
         eval_every=max(1, args.steps // 5), save_every=max(1, args.steps // 5) if args.out else 0,
         out=args.out, resume=args.resume, name=f"{args.model} {args.variant}",
+        accumulate=args.accumulate, parallel=args.parallel,
     )  # fmt: skip
     leads = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks
     if leads:
@@ -83,6 +84,9 @@ def _train_vision(args) -> int:
     from minigated.experiments.vision_runs import train_one
     from minigated.experiments.vision_table import RECIPE
 
+    if (args.accumulate, args.parallel) != (1, "ddp"):
+        given = f"--accumulate {args.accumulate} --parallel {args.parallel}"
+        raise InputError(f"{given} with {args.model}; accepted for a vision model: --accumulate 1 --parallel ddp")
     device, images = choose_device(args.device), load_images(args.images)
     batch = 64 if args.batch is None else args.batch
     config = dataclasses.replace(VISION_SIZES[args.model], classes=len(images.classes), image_size=images.size)

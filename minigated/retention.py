@@ -87,7 +87,7 @@ class WindowTableBuilder(SizedTables):
 def forbidden(axis: Axis, device=None, dtype=torch.float32) -> Tensor:
     """-inf between cells of one window that lie in different regions. [segments, 1, W, W], or [1, ...] of zeros."""
     allowed = axis_mask(axis).to(device)  # [segments, W, W]
-    allowed = allowed[:1] if bool(allowed.all()) else allowed
+    allowed = allowed if axis.shift or axis.padding else allowed[:1]  # no borders: one mask serves all segments
     return torch.zeros(allowed.shape, device=device, dtype=dtype).masked_fill(~allowed, float("-inf")).unsqueeze(1)
 
 

@@ -40,9 +40,9 @@ class SwinTables(SizedTables):
 
     def build(self, height, width, device, dtype):
         rows, columns = (plan_axis(side, self.window, self.shifted) for side in (height, width))
+        if not any((rows.shift, rows.padding, columns.shift, columns.padding)):
+            return SwinMasks(rows, columns, None)  # no borders, nothing to forbid
         allowed = full_mask(rows, columns).to(device).unsqueeze(1)  # [windows, 1, N, N]
-        if bool(allowed.all()):
-            return SwinMasks(rows, columns, None)
         zeros = torch.zeros(allowed.shape, device=device, dtype=dtype)
         return SwinMasks(rows, columns, zeros.masked_fill(~allowed, float("-inf")))
 

@@ -300,3 +300,10 @@ def test_one_image_of_one_cell_cannot_train():
     with pytest.raises(InputError, match="two images or more"):
         nano().train()(images(1, 3, 32, 32))
     assert nano()(images(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", ["gated_swinrmt_retention_nano", "gated_swinrmt_swat_nano", "rmt_nano", "swin_nano"])
+def test_a_backbone_on_meta_runs_without_numbers(name):
+    """Shapes, operations and memory of any size can be counted without a machine that holds it."""
+    model = build_vit(name, "meta", image_size=64)
+    assert model(torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, 10)

@@ -1,5 +1,7 @@
 """One training run of a backbone on images, measured: what the vision experiments repeat over arms and seeds."""
 
+import os
+
 import torch
 import torch.nn.functional as F
 
@@ -66,7 +68,7 @@ def train_one(
     Returns:
         Accuracy on validation and test in per cent, the loss curve, costs.
     """
-    precision = choose_precision("auto", device)
+    precision, alone = choose_precision("auto", device), int(os.environ.get("WORLD_SIZE", 1)) == 1
     torch.manual_seed(seed)
     model, augment = VisionTransformer(config), augmentation(images, plan).to(device)
     if device.type == "cuda":
@@ -89,7 +91,7 @@ def train_one(
         betas=(0.9, 0.999),
         seed=seed,
         device=str(device),
-        compile="graph" if device.type == "cuda" else "auto",  # a small map's kernels are shorter than their start
+        compile="graph" if device.type == "cuda" and alone else "auto",  # small kernels wait for the host otherwise
         name=f"{name} #{seed}",
         unit="images",
         eval_every=max(1, steps // 5),
