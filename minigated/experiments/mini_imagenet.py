@@ -19,7 +19,7 @@ TABLE = VisionTable(
         ("Retention is better than Swin attention", "Retention", "Swin attention"),
     ),
     size={"cpu": "gated_swinrmt_retention_nano", "gpu": "gated_swinrmt_retention_small"},
-    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 40}},
+    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 15}},
     images={"cpu": "cifar10-sample", "gpu": "mini-imagenet"},
     options={"window": 4},
 )

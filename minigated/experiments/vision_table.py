@@ -23,7 +23,7 @@ MIXERS: dict[str, dict] = {
     "Retention": GATED,
     "SWAT": {"mixers": "gated_swinrmt_swat", **GATED},
 }
-RECIPE = {"batch": 512, "rate": 2e-3, "warmup": 2, "weight_decay": 0.05, "augment": {"smoothing": 0.1}}
+RECIPE = {"batch": 512, "rate": 4e-3, "warmup": 2, "weight_decay": 0.05, "augment": {"smoothing": 0.1}}
 NANO_RECIPE = {**RECIPE, "batch": 64, "epochs": 0.2, "warmup": 0.05}
 
 
