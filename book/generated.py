@@ -45,13 +45,14 @@ PLAN = (
 GROUPS = {
     "Language models": (
         *("errors", "rope", "layers", "attention", "gates", "variants", "moe", "balance", "lm_config", "lm"),
-        "long_context",
+        *("long_context", "generate", "static_cache"),
     ),
     "Vision models": (
         *("tables", "decay", "decay_passes", "windows", "swin", "retention", "swat", "swat_options", "swat_tables"),
         *("vit_parts", "vit_mixers", "vit", "vit_sizes", "model_table"),
     ),
     "Measures and cost": ("measure", "cost", "statistics", "bench"),
+    "Speed and memory": ("kernels", "captured", "recompute", "chunked_loss", "memory"),
     "Data": ("data",),
     "Training": (
         *("recipe", "train", "optimizer", "checkpoint", "resume", "distributed", "sharded", "sharded_files", "device"),
@@ -59,7 +60,7 @@ GROUPS = {
     "Weights from elsewhere": ("interop",),
     "Records and figures": (
         *("records", "experiments", "plots", "plots_attention", "plots_gates", "plots_decay", "plots_windows"),
-        *("plots_vit", "plots_swat", "plots_moe", "plots_length"),
+        *("plots_vit", "plots_swat", "plots_moe", "plots_length", "plots_bench"),
     ),
     "Exercises": ("check", "grader", "expectations"),
 }

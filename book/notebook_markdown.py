@@ -19,6 +19,7 @@ REFERENCE = re.compile(r"^( {0,3}\[[^\]]+\]:\s*<?)(\S+?)(>?\s*)$")
 # where a file of the repository is found on the site, seen from chapters/
 REPOSITORY = (
     (re.compile(r"^\.\./docs/(.+)$"), r"../\1"),
+    (re.compile(r"^\.\./minigated/(\w+)/__init__\.py(#.*)?$"), r"../api/\1.md\2"),
     (re.compile(r"^\.\./minigated/(\w+)/(\w+)\.py(#.*)?$"), r"../api/\1/\2.md\3"),
     (re.compile(r"^\.\./minigated/(\w+)\.py(#.*)?$"), r"../api/\1.md\2"),
     (re.compile(r"^\.\./exercises(/.*)?$"), r"../exercises.md"),

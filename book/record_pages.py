@@ -14,6 +14,12 @@ PLANNED = {
     "ch07_learning_rate": "a gated model stands a rate that harms one without a gate",
     "ch07_sparsity_sinks": "in a mixture of experts a gate on the attention output removes the massive activations",
     "ch07_late_gate": "a gate added in continued training does not bring what one from the start brings",
+    "ch09_bench_attention": "fused attention does not write its scores, and a gate on its output costs little",
+    "ch09_bench_retention": "one fused kernel for both passes of a window is limited by copying alone",
+    "ch09_bench_vit": "a gated retention backbone trains at least as fast as a compiled Swin with as many parameters",
+    "ch09_bench_moe": "grouped products bring experts near the speed of a dense layer of the same active operations",
+    "ch09_bench_lm": "a gate costs a training step a few percent at equal parameters",
+    "ch09_bench_generate": "decoding one sequence is limited by reading the weights",
 }
 SHARES = {
     "f_attn": "F-Attn",
@@ -22,6 +28,14 @@ SHARES = {
     "paper_m_act": "paper",
 }
 SCORES = {"gate_score": "gate score", "paper_gate_score": "paper"}
+SPEED = {
+    "median_ms": "median, ms",
+    "per_second": "items a second",
+    "against_first": "first = 1",
+    "flop_share": "share of matrix rate",
+    "byte_share": "share of copy",
+    "peak_mib": "peak memory, MiB",
+}
 # what a record's table shows beside the metric
 EXTRAS = {
     "ch01_attention_cost": {"peak_mib": "peak memory, MiB"},
@@ -32,6 +46,7 @@ EXTRAS = {
     "ch07_learning_rate": {"diverged": "diverged", "spikes": "spikes", "m_act": "M-Act"},
     "ch07_sparsity_sinks": {"f_attn": "F-Attn", "paper_f_attn": "paper", **SCORES, "perplexity": "perplexity a byte"},
     "ch07_late_gate": {"jump": "jump when added", "f_attn": "F-Attn", "m_act": "M-Act", "gate_score": "gate score"},
+    **{f"ch09_bench_{suite}": SPEED for suite in ("attention", "retention", "vit", "moe", "lm", "generate")},
 }
 # heading of the paper's column where "paper" says too little
 PAPER = {name: "paper: perplexity" for name in ("ch02_gate_table", "ch07_moe_gates", "ch07_learning_rate")}

@@ -34,6 +34,16 @@ def models(args) -> int:
     return 0
 
 
+def memory(args) -> int:
+    """Works out how much memory training a language model takes on each of so many GPUs."""
+    from minigated.memory import format_report, memory_rows
+
+    options = {"recipe": args.recipe, "chunk": args.chunk}
+    rows = memory_rows(args.model, args.gpus, args.batch, args.length, args.variant, **options)
+    print(json.dumps(rows, indent=1) if args.json else format_report(args.model, rows))
+    return 0
+
+
 def data(args) -> int:
     """Fetches (where needed) and describes a data set."""
     from minigated.data import describe
@@ -106,6 +116,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     for function in (variants, models):
         command(function).add_argument("--json", action="store_true", help="for programs")
+    sub = command(memory)
+    sub.add_argument("model", help="a language model of `models`, e.g. 15A2B")
+    sub.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512], metavar="N", help="that share the model")
+    sub.add_argument("--batch", type=int, default=1, help="sequences of one GPU at a time")
+    sub.add_argument("--length", type=int, default=None, help="tokens a sequence; the model's context otherwise")
+    sub.add_argument("--variant", default="none", help="none, g1_elementwise or g1_headwise")
+    sub.add_argument("--recipe", default="autocast", help="autocast, as `train` does, or mixed: bf16 weights gathered")
+    sub.add_argument("--chunk", type=int, default=0, help="tokens whose logits the loss holds at once; 0 for all")
+    sub.add_argument("--json", action="store_true", help="for programs")
     sub = command(data)
     texts, images = "sample, shakespeare, enwik8, tinystories, wikitext2", "cifar10, cifar10-sample, mini-imagenet"
     sub.add_argument("name", help=f"{texts}, {images}, or a folder of images in class folders")
@@ -123,6 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     sub.add_argument("--accumulate", type=int, default=1, help="parts of each step's batch, one after the other")
     sub.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="torchrun: copies or shares")
+    sub.add_argument("--chunk", type=int, default=0, help="tokens whose logits the loss holds at once; 0 for all")
+    sub.add_argument("--checkpointing", action="store_true", help="blocks keep their inputs alone and run twice")
     _shared(sub)
     sub = command(run)
     sub.add_argument("record_id", metavar="RECORD_ID")
@@ -159,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--top-k", type=int, default=None, help="draw from the K likeliest tokens")
     sub.add_argument("--top-p", type=float, default=None, help="draw from the likeliest tokens that reach P together")
     sub.add_argument("--stop", action="append", default=[], metavar="STRING", help="end before it; may be repeated")
+    sub.add_argument("--static", action="store_true", help="compile one step for every token first; for long texts")
     sub.add_argument("--device", default="auto", help=SHARED["device"])
     sub.add_argument("--seed", type=int, default=0, help="of the draws")
     return parser

@@ -188,6 +188,10 @@ class KVCache:
         self.length = end
         return self.k[:, :, :end], self.v[:, :, :end]
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The core on what `append` returned: new queries [B, H, T, D] -> [B, H, T, D]."""
+        return attention_sdpa(q, k, v)
+
 
 class Attention(nn.Module):
     """Causal multi-head attention with grouped key/value heads, rotary positions and optional QK-norm.
@@ -251,7 +255,8 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)  # [B, K, S, D]
         if probe is not None:
             probe("qk", (q, k))
-        y = attention_sdpa(q, k, v).transpose(1, 2)  # [B, T, H, D], eq. (2)
+        y = attention_sdpa(q, k, v) if cache is None else cache.attend(q, k, v)  # [B, H, T, D], eq. (2)
+        y = y.transpose(1, 2)  # [B, T, H, D]
         if probe is not None:
             probe("sdpa", y)
         y = self._gate("g1", y, x, probe)  # eq. (5) on the head outputs

@@ -21,17 +21,18 @@ from minigated.variants import parameters
 from minigated.vit_sizes import SIZES as VISION_SIZES
 
 
-def validation_loss(windows: list[torch.Tensor], precision: str, lengths: torch.Tensor | None = None):
+def validation_loss(windows: list[torch.Tensor], precision: str, lengths: torch.Tensor | None = None, chunk: int = 0):
     """A function model -> {"validation": nats a token} over windows [B, T + 1] of held-out text.
 
     Args:
         lengths: bytes each token stands for, [V]; "nats_a_byte" is then reported too, for byte-pair tokens.
+        chunk: see `lm_loss`.
     """
 
     def evaluate(model) -> dict[str, float]:
         device = next(model.parameters()).device
         with torch.no_grad(), autocast(device, precision):
-            losses = [lm_loss(model, w.to(device)).item() for w in windows]
+            losses = [lm_loss(model, w.to(device), chunk).item() for w in windows]
         result = {"validation": sum(losses) / len(losses)}
         if lengths is not None:
             nats = sum(loss * w[:, 1:].numel() for loss, w in zip(losses, windows, strict=True))
@@ -47,6 +48,8 @@ def train_command(args) -> int:
         return _train_vision(args)
     if args.model not in SIZES:
         raise InputError(f"unknown model {args.model!r}; accepted: {', '.join([*SIZES, *VISION_SIZES])}")
+    if args.chunk < 0:
+        raise InputError(f"--chunk {args.chunk}; accepted: 0, for all logits at once, or a number of tokens")
     device = choose_device(args.device)
     args.batch = 16 if args.batch is None else args.batch
     corpus = load_text(args.text)
@@ -54,6 +57,7 @@ def train_command(args) -> int:
     tokenizer = choose_tokenizer(args.tokenizer, corpus, args.out, args.resume)
     torch.manual_seed(args.seed)
     model = build_lm(args.model, variant=args.variant, context=context, vocabulary=tokenizer.vocabulary)
+    model.checkpoint_activations(args.checkpointing)
     windows = {"context": context, "batch": args.batch, "seed": args.seed, "bos_token": tokenizer.bos}
     batches = TextBatches(tokenizer.from_bytes(corpus.train), **windows)
     held_out = list(TextBatches(tokenizer.from_bytes(corpus.validation), **windows).sequential(16))
@@ -68,8 +72,9 @@ def train_command(args) -> int:
         told = f"text {corpus.name}" + (f", tokenizer {tokenizer.name}" if args.tokenizer != "bytes" else "")
         print(f"{args.model}, variant {args.variant}: {parameters(model):,} parameters on {device}; {told}")
     lengths = bytes_a_token(tokenizer) if args.tokenizer != "bytes" else None
-    evaluate = validation_loss(held_out, choose_precision("auto", device), lengths)
-    trainer = Trainer(model, TrainingLoss(), batches.at, config, evaluate)  # refuses a folder that holds a run
+    evaluate = validation_loss(held_out, choose_precision("auto", device), lengths, args.chunk)
+    # a Trainer refuses a folder that holds a run
+    trainer = Trainer(model, TrainingLoss(chunk=args.chunk), batches.at, config, evaluate)
     if args.out and leads and args.tokenizer != "bytes":
         tokenizer.save(args.out)
     result = trainer.run()
@@ -87,6 +92,9 @@ def _train_vision(args) -> int:
     if (args.accumulate, args.parallel) != (1, "ddp"):
         given = f"--accumulate {args.accumulate} --parallel {args.parallel}"
         raise InputError(f"{given} with {args.model}; accepted for a vision model: --accumulate 1 --parallel ddp")
+    if args.chunk or args.checkpointing:
+        given = f"--chunk {args.chunk}" if args.chunk else "--checkpointing"
+        raise InputError(f"{given} with {args.model}; accepted here for a language model only")
     device, images = choose_device(args.device), load_images(args.images)
     batch = 64 if args.batch is None else args.batch
     config = dataclasses.replace(VISION_SIZES[args.model], classes=len(images.classes), image_size=images.size)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from minigated.errors import InputError
 from minigated.lm import LanguageModel
+from minigated.static_cache import StaticCache, likeliest
+
+SPOILT = "the logits hold NaN or infinity, so no token can be drawn; the model's weights are spoilt"
 
 
 # ---------------------------------------------------------------------------------------------- the distribution
@@ -41,7 +44,7 @@ def sampling_probabilities(
     refuse_settings(temperature, top_k, top_p)
     logits = logits.double()
     if not (logits.amax(-1).isfinite().all() and not logits.isnan().any()):
-        raise InputError("the logits hold NaN or infinity, so no token can be drawn; the model's weights are spoilt")
+        raise InputError(SPOILT)
     ordered, order = logits.sort(stable=True, dim=-1, descending=True)  # [..., V]
     if temperature == 0:
         kept = torch.zeros_like(ordered)
@@ -79,7 +82,7 @@ def generate(
     top_p: float | None = None,
     stop: tuple[int, ...] = (),
     generator: torch.Generator | None = None,
-    cache: bool = True,
+    cache: bool | StaticCache = True,
 ) -> Iterator[Tensor]:
     """Continues token sequences, one token of every row at a time.
 
@@ -91,17 +94,21 @@ def generate(
         stop: tokens that end a row. A row repeats its own until all rows have ended; then the iterator ends too.
         generator: of the draws, on the CPU, where the tokens are drawn: a seed gives the same text on every device, as
             far as rounding allows. PyTorch's own by default.
-        cache: keep keys and values; without, every step runs the whole sequence again (the reference form).
+        cache: keep keys and values; without, every step runs the whole sequence again (the reference form). A
+            `StaticCache` of this model, made once for many texts, runs one compiled step for every token.
 
     Returns:
         An iterator of [B] int64 on the CPU: the next token of each row.
 
     Raises:
         InputError: at once, before anything is computed: a prompt that is empty, too long or holds an unknown token,
-            more new tokens than the context has room for, a setting out of its range.
+            more new tokens than the context or the static cache has room for, a static cache made for another model
+            or another number of rows, a setting out of its range.
     """
     refuse_settings(temperature, top_k, top_p)
     room = _room(model, tokens)
+    if isinstance(cache, StaticCache):
+        room = _room_in(cache, model, tokens, room, new_tokens)
     if new_tokens is not None and new_tokens < 1:
         raise InputError(f"{new_tokens} new tokens are too few; accepted: 1 or more")
     if new_tokens is not None and new_tokens > room:
@@ -113,7 +120,12 @@ def generate(
         if not 0 <= token < model.config.vocabulary:
             raise InputError(f"stop token {token} is unknown; accepted: 0 to {model.config.vocabulary - 1}")
     draw = lambda logits: _draw(logits, temperature, top_k, top_p, generator)
-    return _continue(model, tokens.long(), room if new_tokens is None else new_tokens, draw, tuple(stop), cache)
+    tokens, count = tokens.long(), room if new_tokens is None else new_tokens
+    if not isinstance(cache, StaticCache):
+        source = _drawn(model, tokens, count, draw, cache)
+    else:
+        source = cache.greedy(tokens, count) if temperature == 0 else _drawn_static(cache, tokens, count, draw)
+    return _continue(model, source, tuple(stop))
 
 
 def _room(model: LanguageModel, tokens: Tensor) -> int:
@@ -135,34 +147,68 @@ def _room(model: LanguageModel, tokens: Tensor) -> int:
     return context - tokens.shape[1]
 
 
-def _continue(model, tokens: Tensor, new_tokens: int, draw, stop: tuple[int, ...], cache: bool) -> Iterator[Tensor]:
-    was_training, device = model.training, model.embedding.weight.device
-    past = model.new_cache(len(tokens), tokens.shape[1] + new_tokens) if cache else None
-    ended = torch.zeros(len(tokens), dtype=torch.bool)  # [B]
-    sequence = fresh = tokens.to(device)  # [B, T]; `fresh` is what the cache has not seen
+def _room_in(cache: StaticCache, model: LanguageModel, tokens: Tensor, room: int, new_tokens: int | None) -> int:
+    """New tokens that fit into a static cache too; refuses one that was made for something else."""
+    batch, length = tokens.shape
+    if cache.model is not model:
+        raise InputError("the static cache was made for another model; accepted: one made from this model")
+    if cache.batch != batch:
+        raise InputError(f"the static cache was made for a batch of {cache.batch}; a batch of {batch} was given")
+    fits = cache.length - length
+    if fits < (new_tokens or 1) and fits < room:
+        raise InputError(
+            f"{length} tokens of prompt and {new_tokens or 1} new ones do not fit into a static cache of "
+            f"{cache.length}; accepted: {cache.length} tokens together"
+        )
+    return min(room, fits)
+
+
+def _continue(model: LanguageModel, source: Iterator[Tensor], stop: tuple[int, ...]) -> Iterator[Tensor]:
+    """What `source` draws, up to where the last row ends; a row that has ended repeats its last token."""
+    was_training, ended, last = model.training, None, None
     model.eval()
     try:
-        for _ in range(new_tokens):
-            drawn = draw(_last_logits(model, fresh if cache else sequence, past))  # [B]
-            if ended.any():
-                drawn = torch.where(ended, sequence[:, -1].cpu(), drawn)
-            ended |= torch.isin(drawn, torch.tensor(stop, dtype=torch.int64))
+        for drawn in source:  # [B]
+            if (drawn < 0).any():
+                raise InputError(SPOILT)
+            drawn = drawn if last is None else torch.where(ended, last, drawn)
+            over = torch.isin(drawn, torch.tensor(stop, dtype=torch.int64))
+            ended, last = over if ended is None else ended | over, drawn
             yield drawn
             if ended.all():
                 return
-            fresh = drawn[:, None].to(device)  # [B, 1]
-            sequence = torch.cat((sequence, fresh), dim=1)
     finally:  # also when the caller stops asking
         model.train(was_training)
 
 
+def _drawn(model: LanguageModel, tokens: Tensor, count: int, draw, cache: bool) -> Iterator[Tensor]:
+    """Draws with a growing cache, or with none. Rows do not know of each other: one that has ended may go on here."""
+    past = model.new_cache(len(tokens), tokens.shape[1] + count) if cache else None
+    sequence = fresh = tokens.to(model.embedding.weight.device)  # [B, T]; `fresh` is what the cache has not seen
+    for _ in range(count):
+        drawn = draw(_last_logits(model, fresh if cache else sequence, past))  # [B]
+        yield drawn
+        fresh = drawn[:, None].to(sequence.device)  # [B, 1]
+        sequence = torch.cat((sequence, fresh), dim=1)
+
+
+def _drawn_static(cache: StaticCache, tokens: Tensor, count: int, draw) -> Iterator[Tensor]:
+    logits = cache.start(tokens)
+    for number in range(count):
+        drawn = draw(logits)
+        yield drawn
+        if number + 1 < count:
+            logits = cache.step(drawn)
+
+
 @torch.inference_mode()
 def _last_logits(model: LanguageModel, tokens: Tensor, past) -> Tensor:
-    return model(tokens, cache=past)[:, -1].cpu()  # [B, V]
+    return model(tokens, cache=past)[:, -1]  # [B, V]
 
 
 def _draw(logits: Tensor, temperature: float, top_k, top_p, generator) -> Tensor:
-    probabilities = sampling_probabilities(logits, temperature, top_k, top_p)  # [B, V]
+    """One token a row, [B] on the CPU."""
     if temperature == 0:
-        return probabilities.argmax(-1)  # takes nothing from the generator
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]  # [B]
+        return likeliest(logits).cpu()  # takes nothing from the generator, and moves B numbers, not B x V
+    probabilities = sampling_probabilities(logits.cpu(), temperature, top_k, top_p)  # [B, V]
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

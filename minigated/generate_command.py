@@ -14,6 +14,7 @@ from minigated.generate import generate
 from minigated.lm import LanguageModel
 from minigated.run_tokenizer import read_tokenizer, refuse_other_vocabulary
 from minigated.shipped import SHIPPED, load_shipped
+from minigated.static_cache import StaticCache
 
 DEFAULT = "moe_nano"
 # A model can write any character; those that steer a terminal are shown as U+FFFD. Tab and line end stay.
@@ -82,10 +83,14 @@ def generate_command(args) -> int:
     if not 0 <= args.seed < 1 << 63:
         raise InputError(f"seed {args.seed} is out of range; accepted: 0 to 2**63 - 1")
     model, tokenizer = open_model(args.model)
+    model = model.to(device).eval()
+    cache = StaticCache(model) if args.static else True
     text = Continuation(
-        model.to(device), tokenizer, args.prompt, args.tokens, tuple(args.stop), temperature=args.temperature,
-        top_k=args.top_k, top_p=args.top_p, generator=torch.Generator().manual_seed(args.seed),
+        model, tokenizer, args.prompt, args.tokens, tuple(args.stop), temperature=args.temperature,
+        top_k=args.top_k, top_p=args.top_p, generator=torch.Generator().manual_seed(args.seed), cache=cache,
     )  # fmt: skip
+    if args.static:
+        cache.prepare()  # compiles: seconds to minutes that are no part of the speed
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows few characters shows a question mark
     print(args.prompt, end="", flush=True)

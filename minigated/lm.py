@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from minigated.attention import KVCache
 from minigated.balance import RunningCounts, assignment_counts, balance_loss, over_processes, z_loss
+from minigated.chunked_loss import chunked_cross_entropy
 from minigated.errors import InputError, one_of
 from minigated.layers import Clip, RMSNorm
 from minigated.lm_config import SIZES, LMConfig
 from minigated.moe import Experts, MoE, Routing
+from minigated.recompute import Checkpointing, recomputed
 from minigated.rope import RotaryTable
 from minigated.variants import get_variant, parameters
 
@@ -54,7 +56,17 @@ class Block(nn.Module):
         return out
 
 
-class LanguageModel(nn.Module):
+def run_block(block: Block, x: Tensor, rotary, cache, probe, routed: bool) -> tuple:
+    """One block: its output [B, T, C], and if `routed` the `Routing` of its mixture of experts where it has one.
+
+    The list that the block fills is a fresh one: one that grows would compile anew in every layer, and a checkpointed
+    block fills it twice.
+    """
+    found = [] if routed else None
+    return (block(x, rotary, cache, probe, found), *(found or ()))
+
+
+class LanguageModel(nn.Module, Checkpointing):
     """Tokens in, logits of the next token out.
 
     Args:
@@ -100,36 +112,43 @@ class LanguageModel(nn.Module):
         cache: list[KVCache] | None = None,
         probe=None,
         routings: list[Routing] | None = None,
+        targets: Tensor | None = None,
+        chunk: int = 0,
     ) -> Tensor:
-        """Logits of the token after each position.
+        """Logits of the token after each position, or the loss of given targets.
 
         Args:
             tokens: [B, T] int64.
             cache: from `new_cache`; `tokens` then continue what it holds.
             probe: called as probe(layer, name, value); see `minigated.measure`.
             routings: a list that gets each layer's `Routing`, [B * T, ...]; only a mixture of experts adds to it.
+            targets: [B, T] int64, the next tokens, for `next_token_loss` here and now: the output layer's weight is
+                used inside this call only, as data-parallel wrappers ask.
+            chunk: tokens whose logits are there at once, see `minigated.chunked_loss`; 0 for all, and needs `targets`
+                otherwise.
 
         Returns:
-            [B, T, vocabulary].
+            [B, T, vocabulary]; with `targets` a scalar.
 
         Raises:
-            InputError: if the sequence is longer than the context or the cache.
+            InputError: if the sequence is longer than the context or the cache, or for a chunk without targets.
         """
+        if chunk and targets is None:
+            raise InputError(f"chunk {chunk} without targets; logits are given whole, accepted: 0")
         start = cache[0].length if cache else 0
         rotary = self.rotary(start, tokens.shape[1])
         x = self.embedding(tokens)  # [B, T, C]
+        again = self.checkpointing and cache is None and probe is None  # both would see every layer twice
         for layer, block in enumerate(self.blocks):
-            found = None if routings is None else []  # a fresh list: one that grows would compile anew in every layer
-            x = block(
-                x,
-                rotary,
-                cache[layer] if cache else None,
-                partial(probe, layer) if probe is not None else None,
-                found,
-            )
+            held = cache[layer] if cache else None, partial(probe, layer) if probe is not None else None
+            x, *found = recomputed(again, run_block, block, x, rotary, *held, routings is not None)
             if routings is not None:
                 routings.extend(found)
-        return self.head(self.norm(x))  # [B, T, V]
+        x = self.norm(x)
+        if chunk:
+            return chunked_cross_entropy(x, self.head.weight, targets, chunk)
+        logits = self.head(x)  # [B, T, V]
+        return logits if targets is None else next_token_loss(logits, targets)
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -137,9 +156,17 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
-def lm_loss(model: nn.Module, batch: Tensor) -> Tensor:
-    """`next_token_loss` of windows [B, T + 1]: inputs are all but the last token, targets all but the first."""
-    return next_token_loss(model(batch[:, :-1]), batch[:, 1:])
+def lm_loss(model: nn.Module, batch: Tensor, chunk: int = 0, routings: list[Routing] | None = None) -> Tensor:
+    """`next_token_loss` of windows [B, T + 1]: inputs are all but the last token, targets all but the first.
+
+    With `chunk` the loss comes from the model itself and its logits are never there all at once, see
+    `minigated.chunked_loss`. `routings`: as in `LanguageModel.forward`.
+    """
+    inputs, targets = batch[:, :-1], batch[:, 1:]
+    given = {} if routings is None else {"routings": routings}
+    if chunk:
+        return model(inputs, targets=targets, chunk=chunk, **given)
+    return next_token_loss(model(inputs, **given), targets)
 
 
 class TrainingLoss:
@@ -147,15 +174,17 @@ class TrainingLoss:
 
     Args:
         accumulate: micro-batches of one optimizer step; experts are then balanced by `RunningCounts`.
+        chunk: tokens whose logits are there at once; 0 for all.
     """
 
-    def __init__(self, accumulate: int = 1):
+    def __init__(self, accumulate: int = 1, chunk: int = 0):
+        self.chunk = chunk
         self.running = RunningCounts(accumulate) if accumulate > 1 else None
 
     def __call__(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Windows [B, T + 1] -> scalar; what an optimizer sees. Validation uses `lm_loss`."""
         routings: list[Routing] = []
-        loss = next_token_loss(model(batch[:, :-1], routings=routings), batch[:, 1:])
+        loss = lm_loss(model, batch, self.chunk, routings)
         config = model.config
         if not routings:
             return loss

@@ -5,11 +5,13 @@
     expert_e(x) = W_down,e (SiLU(W_gate,e x) * W_up,e x)    a narrow SwiGLU                                  (7.3)
 
 The layer of the 15A2B model of *Gated Attention for Large Language Models* (arXiv 2505.06708): 128 experts, 8 a token,
-no shared expert. Qwen3-Next adds one. All experts stand in two packed tensors, so the same weights run in three ways:
-a loop to read, padded batches, grouped matrix products. N counts tokens, whatever sequences they come from.
+no shared expert. Qwen3-Next adds one. All experts stand in two packed tensors, so the same weights run in four ways:
+a loop to read, padded batches, grouped matrix products, and for a few tokens a look-up. N counts tokens, whatever
+sequences they come from.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -48,7 +50,7 @@ def route(logits: Tensor, top_k: int, renormalise: bool = False) -> Routing:
     return Routing(logits, chosen, weights)
 
 
-# ---------------------------------------------------------------------------------------------- three ways to run them
+# ---------------------------------------------------------------------------------------------- four ways to run them
 def experts_loop(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
     """Eq. (7.2) expert by expert, to read.
 
@@ -101,21 +103,24 @@ def experts_batched(
 
     Args:
         x, gate_up, down: as in `experts_loop`.
-        capacity: places in a box; that of the fullest expert unless given.
+        capacity: places in a box; that of the fullest expert unless given. With N places, which always suffice, nothing
+            is read back from the device.
 
     Raises:
         InputError: an expert got more tokens than `capacity`. No token is ever dropped.
     """
     plan = sort_by_expert(routing.chosen, len(gate_up))
-    fullest = int(plan.counts.max())
-    capacity = fullest if capacity is None else capacity
-    if fullest > capacity:
-        raise InputError(
-            f"expert {int(plan.counts.argmax())} received {fullest} tokens and has room for {capacity}; "
-            f"give capacity={fullest} or more, or None"
-        )
-    expert = torch.arange(len(gate_up), device=x.device).repeat_interleave(plan.counts)  # [A]
-    place = torch.arange(len(expert), device=x.device) - (plan.counts.cumsum(0) - plan.counts)[expert]
+    if capacity is None or capacity < len(x):
+        fullest = int(plan.counts.max())
+        capacity = fullest if capacity is None else capacity
+        if fullest > capacity:
+            raise InputError(
+                f"expert {int(plan.counts.argmax())} received {fullest} tokens and has room for {capacity}; "
+                f"give capacity={fullest} or more, or None"
+            )
+    total = len(plan.token)
+    expert = torch.arange(len(gate_up), device=x.device).repeat_interleave(plan.counts, output_size=total)  # [A]
+    place = torch.arange(total, device=x.device) - (plan.counts.cumsum(0) - plan.counts)[expert]
     boxes = x.new_zeros(len(gate_up), capacity, x.shape[1])  # [E, capacity, C]
     boxes = boxes.index_put((expert, place), x[plan.token])
     gate, up = (boxes @ gate_up.transpose(1, 2)).chunk(2, -1)  # [E, capacity, F] each
@@ -136,17 +141,46 @@ def experts_grouped(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) 
     return combine(out, plan, routing)
 
 
-FORMS: dict[str, Callable] = {"loop": experts_loop, "batched": experts_batched, "grouped": experts_grouped}
+def experts_gathered(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
+    """The same for a few tokens: each assignment fetches its expert's weights. Reads nothing back.
+
+    Shapes as in `experts_loop`. As many weights move as there are assignments, so this serves the decoding of a few
+    sequences, where N k is under E and the other experts need not be touched.
+    """
+    gate, up = torch.einsum("nkfc,nc->nkf", gate_up[routing.chosen], x).chunk(2, -1)  # [N, k, F] each
+    out = torch.einsum("nkcf,nkf->nkc", down[routing.chosen], F.silu(gate) * up)  # [N, k, C]
+    return (out * routing.weights.unsqueeze(-1).to(x.dtype)).sum(1)
 
 
-def choose_form(form: str, x: Tensor, hidden: int) -> Callable:
-    """The function for a form's name. "auto": grouped where this torch has it for device and dtype, else batched."""
+# Traced, the size of the boxes would be part of the graph, and every batch that fills them otherwise a new graph.
+BATCHED_AS_IT_STANDS = torch.compiler.disable(experts_batched)
+FORMS: dict[str, Callable] = {
+    "loop": experts_loop,
+    "batched": experts_batched,
+    "grouped": experts_grouped,
+    "gathered": experts_gathered,
+}
+
+
+def choose_form(form: str, x: Tensor, hidden: int, few: bool = False) -> Callable:
+    """The function for a form's name.
+
+    "auto": gathered without gradients where there are `few` assignments, no more than experts; else grouped where this
+    torch has it for device and dtype, else batched. Batched reads one number back. Compiled without gradients it does
+    not, at the price of boxes for all tokens; with gradients the graph breaks around it, and it runs as it stands.
+    """
     if form != "auto":
         return FORMS[form]
+    if few and not torch.is_grad_enabled():
+        return experts_gathered
     eager_cpu = not x.is_cuda and not torch.compiler.is_compiling()  # the only place that takes float32
     types = (torch.bfloat16, torch.float32) if eager_cpu else (torch.bfloat16,)
     aligned = not x.is_cuda or (x.shape[-1] % 8 == 0 and hidden % 8 == 0)
-    return experts_grouped if hasattr(F, "grouped_mm") and x.dtype in types and aligned else experts_batched
+    if hasattr(F, "grouped_mm") and x.dtype in types and aligned:
+        return experts_grouped
+    if not torch.compiler.is_compiling():
+        return experts_batched
+    return BATCHED_AS_IT_STANDS if torch.is_grad_enabled() else partial(experts_batched, capacity=len(x))
 
 
 # ---------------------------------------------------------------------------------------------- the layer
@@ -154,7 +188,7 @@ class Experts(nn.Module):
     """The packed weights of E SwiGLU feed-forwards, in the layout of transformers' Qwen models.
 
     Args:
-        experts: E. width: C. hidden: F, the width of one expert. form: "auto", "loop", "batched" or "grouped".
+        experts: E. width: C. hidden: F, the width of one expert. form: "auto" or a name of `FORMS`.
     """
 
     def __init__(self, experts: int, width: int, hidden: int, form: str = "auto"):
@@ -175,7 +209,8 @@ class Experts(nn.Module):
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         x = x.to(dtype)  # grouped products are not on autocast's list
-        form = choose_form(self.form, x, self.down_proj.shape[-1])
+        few = routing.chosen.numel() <= len(self.down_proj)
+        form = choose_form(self.form, x, self.down_proj.shape[-1], few)
         return form(x, self.gate_up_proj.to(dtype), self.down_proj.to(dtype), routing)
 
 

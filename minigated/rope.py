@@ -203,8 +203,14 @@ class RotaryTable(nn.Module):
             self._fill(self.cos.device)
         return self
 
-    def forward(self, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions start .. start+count-1, [count, width/2] each."""
+    def forward(self, start: int | Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions start .. start+count-1, [count, width/2] each.
+
+        A `start` that is a tensor [1] on the table's device is looked up there, unchecked and for `count` 1 alone, so
+        that the position may change without a new graph.
+        """
+        if isinstance(start, Tensor):
+            return self.cos.index_select(0, start), self.sin.index_select(0, start)  # [1, width/2]
         if start + count > self.length:
             raise InputError(
                 f"{start + count} positions are longer than the rotary table of {self.length}; "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from minigated.errors import InputError, one_of
 from minigated.layers import DepthwiseConv, DropPath, LayerScale
+from minigated.recompute import Checkpointing, recomputed
 from minigated.swat import SwatOptions
 from minigated.vit_mixers import MIXERS
 from minigated.vit_parts import SKELETONS, channels_first, check_images, initialize
@@ -135,14 +136,16 @@ class Stage(nn.Module):
         kinds = 2 if mixer.shifts and config.shifts and config.depths[stage] > 1 else 1
         self.tables = nn.ModuleList(mixer.tables(config, stage, bool(shifted)) for shifted in range(kinds))
 
-    def forward(self, x: Tensor, probe=None) -> Tensor:
+    def forward(self, x: Tensor, probe=None, checkpointing: bool = False) -> Tensor:
         tables = [table(x.shape[1], x.shape[2]) for table in self.tables]
+        again = checkpointing and probe is None  # it would see every block twice
         for index, block in enumerate(self.blocks):
-            x = block(x, tables[index % len(tables)], partial(probe, index) if probe is not None else None)
+            seen = partial(probe, index) if probe is not None else None
+            x = recomputed(again, block, x, tables[index % len(tables)], seen)
         return x
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(nn.Module, Checkpointing):
     """Images in, class scores out.
 
     Args:
@@ -178,7 +181,7 @@ class VisionTransformer(nn.Module):
         for index, stage in enumerate(self.stages):
             if index:
                 x = self.downsamples[index - 1](x)
-            x = stage(x, partial(probe, index) if probe is not None else None)
+            x = stage(x, partial(probe, index) if probe is not None else None, self.checkpointing)
             maps.append(x)
         return maps
 

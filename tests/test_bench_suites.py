@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from minigated import attention, records
+from minigated import attention, kernels, records
 from minigated.__main__ import main
 from minigated.bench import (
     lm_rows,
@@ -61,8 +61,11 @@ EXPECTED = {  # words -> rows that must be there, and what they must be
     "vit": {"minigated retention": "reference", "minigated swat": "reference", "timm Swin": "other function"},
     "moe": {"grouped, eager": "equal", "experts grouped_mm": "equal", "Qwen3-MoE (eager)": "equal"},
     "lm": {"minigated, gate none": "reference", "transformers Qwen3,": "equal", "transformers Qwen3-Next": "equal"},
-    "generate": {"minigated, cache": "equal", "static cache": "equal", "growing cache": "equal"},
-}
+    "generate": {
+        "minigated, cache": "equal", "minigated, static cache, eager": "equal", "static cache, compiled": "equal",
+        "generate, static cache": "equal", "growing cache": "equal",
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("suite", EXPECTED)
@@ -82,7 +85,11 @@ def test_a_suite_checks_times_and_records(suite, tiny, capsys):
             assert extra["intensity"] == extra["flops"] / extra["bytes"]
             assert extra["flop_share"] == pytest.approx(extra["flop_rate"] / 1e11)
             assert extra["byte_share"] == pytest.approx(extra["byte_rate"] / 1e10)
+        if suite == "generate":  # bytes of weights at 1e10 a second
+            assert extra["weights_ms"] < 1e3 * extra["bytes"] / 1e10
+            assert extra["against_weights"] == pytest.approx(extra["median_ms"] / extra["weights_ms"])
     printed = capsys.readouterr().out
+    assert (suite == "generate") == ("ms a token of reading the weights" in record["note"])
     assert all(row["extra"]["contender"] in printed for row in record["rows"])
     assert "measured limits" in printed and not records.stale_files(record)
 
@@ -90,13 +97,55 @@ def test_a_suite_checks_times_and_records(suite, tiny, capsys):
 def test_cores_of_vision_run_eager_and_compiled(tiny):
     record = run("retention", tiny, names=("eager", "retention window 4 training: pointwise"))
     found = states(record)
-    assert set(found.values()) == {"equal"} and "retention window 4 training: pointwise, compiled" in found
+    kernel = {f"{mixer} window 4 training: kernel, eager" for mixer in ("retention", "swat")}
+    assert {name for name, state in found.items() if state == "absent"} == kernel
+    assert {state for name, state in found.items() if name not in kernel} == {"equal"}
+    assert "retention window 4 training: pointwise, compiled" in found
     assert {"swat window 4 training: matmul, eager", "swat window 4 training: pointwise, eager"} <= set(found)
     compiled = next(row for row in record["rows"] if row["name"].endswith("compiled"))["extra"]
     assert 1e3 * compiled["first_seconds"] > compiled["median_ms"] and compiled["facts"]["form"] == "pointwise"
 
 
 # ---------------------------------------------------------------------------------------------- wrong, absent
+def test_the_kernel_is_absent_on_a_processor_and_says_why(tiny, capsys):
+    record = run("retention", tiny, names=("retention window 4 training: kernel", "matmul"))
+    (absent,) = record["config"]["not_timed"]
+    assert absent["row"] == "kernel, eager" and absent["reason"] == "the fused kernel runs on a GPU, this is a cpu"
+    assert absent["reason"] in capsys.readouterr().out and absent["reason"] in record["note"]
+
+
+@pytest.mark.parametrize(
+    ("there", "dtype", "width", "window", "reason"),
+    [
+        (False, torch.bfloat16, 32, 4, "needs Triton"),
+        (True, torch.float64, 32, 4, "torch.bfloat16"),
+        (True, torch.bfloat16, 32, 14, "64 cells.*not 14 x 14"),
+        (True, torch.bfloat16, 256, 4, "heads of up to 128.*256"),
+        (True, torch.bfloat16, 32, 8, None),
+    ],
+)
+def test_where_the_kernel_cannot_run_no_other_form_stands_in(there, dtype, width, window, reason, monkeypatch):
+    monkeypatch.setattr(kernels, "_loaded", lambda: there)
+    values = types.SimpleNamespace(is_cuda=True, dtype=dtype, shape=(1, 56, 56, 2, width))
+    if reason is None:
+        assert suite_retention.require_kernel(values, window) is None
+        return
+    with pytest.raises(Absent, match=reason):
+        suite_retention.require_kernel(values, window)
+
+
+def test_the_row_called_kernel_runs_what_a_model_runs(monkeypatch):
+    asked = []
+    monkeypatch.setattr(suite_retention, "decomposed", lambda qkv, tables, form: asked.append(form))
+    monkeypatch.setattr(suite_retention.swat, "swat_decomposed", lambda *_, form: asked.append(form))
+    for core in (suite_retention.retention_core, suite_retention.swat_core):
+        core("kernel", torch.zeros(1, 1, 1, 3, 1, 1), None)
+        core("matmul", torch.zeros(1, 1, 1, 3, 1, 1), None)
+    assert asked == ["auto", "matmul"] * 2
+    rows = suite_retention.case("retention", 7, (2, 14, 16, 2), True, torch.device("cuda"), torch.bfloat16).rows
+    assert {"kernel, eager", "kernel, compiled"} <= {row.name for row in rows}
+
+
 def test_a_wrong_fast_form_is_refused_and_the_command_says_so(tiny, monkeypatch, capsys):
     right = suite_retention.CORES["retention"]
     one_pass = lambda form, qkv, tables: right[0](form, qkv.flip(1).flip(1), tables).roll(1, 1)
@@ -167,6 +216,11 @@ def test_a_cache_that_forgets_is_seen(monkeypatch):
     assert suite_generate.prepare_ours(config, False, 4, CPU).check is None
     monkeypatch.setattr(LanguageModel, "forward", lambda self, tokens, cache=None: forget(self, tokens))
     forgetful, _ = prepared.check()
+    monkeypatch.setattr(LanguageModel, "forward", forget)
+    static = lambda: suite_generate.prepare_static(config, False, 4, CPU).check()  # a new cache, with nothing in it
+    assert difference(*static()) < TOLERANCE[torch.float32]
+    monkeypatch.setattr("minigated.static_cache.StepCache.append", lambda self, k, v: (self.k, self.v))
+    assert difference(*static()) > TOLERANCE[torch.float32]
     assert difference(got, expected) < TOLERANCE[torch.float32] < difference(forgetful, expected)
 
 

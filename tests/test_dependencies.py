@@ -11,7 +11,7 @@ CHAPTERS = {
     "retention": 5, "swat": 6, "swat_options": 6, "swat_tables": 6, "vit_parts": 6, "vit_mixers": 6, "vit": 6,
     "vit_sizes": 6, "moe": 7, "balance": 7, "lm_config": 7, "lm": 7,
 }  # fmt: skip
-SHARED = {"rope", "layers", "errors", "tables", "kernels"}  # any chapter's module may use these
+SHARED = {"rope", "layers", "errors", "tables", "kernels", "recompute", "chunked_loss"}  # used by any chapter
 # Chapter 2 shows the dense half of lm.py; chapter 7 completes it.
 
 

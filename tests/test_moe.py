@@ -89,7 +89,7 @@ def by_hand(x, gate_up, down, routing):
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("form", ["loop", "batched"])
+@pytest.mark.parametrize("form", ["loop", "batched", "gathered"])
 @pytest.mark.parametrize("top_k", [1, 2, E])
 def test_forms_equal_token_by_token(form, top_k):
     x, gate_up, down, logits = weights()
@@ -237,6 +237,18 @@ def test_auto_takes_the_grouped_form_where_it_can():
     assert choose_form("auto", x.double(), 8) is experts_batched
     assert choose_form("auto", x, 8) is (experts_grouped if hasattr(F, "grouped_mm") else experts_batched)
     assert choose_form("loop", x, 8) is experts_loop
+    assert choose_form("auto", x.double(), 8, few=True) is experts_batched  # with gradients, which it is not made for
+    with torch.no_grad():
+        assert choose_form("auto", x, 8, few=True) is FORMS["gathered"]
+
+
+def test_few_tokens_fetch_their_experts_and_many_do_not(monkeypatch):
+    seen = []
+    monkeypatch.setattr("minigated.moe.choose_form", lambda *told: seen.append(told[3]) or experts_loop)
+    layer = MoE(C, HIDDEN, E, 2)
+    for tokens in (1, 3, 4):  # of 6 experts, two a token
+        layer(torch.randn(1, tokens, C))
+    assert seen == [True, True, False]
 
 
 @pytest.mark.parametrize("form", [n for n in FORMS if n != "grouped" or hasattr(F, "grouped_mm")])

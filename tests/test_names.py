@@ -57,6 +57,6 @@ def test_the_reader_of_the_page_sees_a_wrong_name():
 
 
 def test_exercise_files_named_on_the_page_are_there():
-    for number in ("01", "02", "03", "04", "05", "06", "07", "08"):
+    for number in ("01", "02", "03", "04", "05", "06", "07", "08", "09"):
         for folder in ("", "checks", "solutions", "mutants"):
             assert (ROOT / "exercises" / folder / f"ch{number}.py").exists(), (folder, number)

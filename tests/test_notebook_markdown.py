@@ -57,6 +57,7 @@ def test_code_is_left_alone():
         ("../docs/results/x.json", "../results/x.json"),
         ("../minigated/gates.py", "../api/gates.md"),
         ("../minigated/data/text.py", "../api/data/text.md"),
+        ("../minigated/kernels/__init__.py", "../api/kernels.md"),
         ("../exercises/ch02.py", "../exercises.md"),
         ("../LICENSE", "../licence.md"),
         ("02_gated_attention.ipynb#x", "02_gated_attention.ipynb#x"),

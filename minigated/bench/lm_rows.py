@@ -94,13 +94,15 @@ def bound(
 
 
 # ---------------------------------------------------------------------------------------------- ours
-def prepare_ours(config: LMConfig, compiled: bool, batch: int, tokens: int, device: torch.device) -> Prepared:
-    """A model of ours. Compiled, its loss and gradients must be those of the eager model with the same weights."""
+def prepare_ours(
+    config: LMConfig, compiled: bool, batch: int, tokens: int, device: torch.device, chunk: int = 0
+) -> Prepared:
+    """A model of ours. Compiled or with a loss in chunks, loss and gradients must be those of the eager plain form."""
     torch.manual_seed(0)
     model, data = build_lm(config, device), windows(config, batch, tokens, device)
     model.train()
     # a function of our own, or two rows would share one list of compiled graphs
-    loss = bound(lambda model, data: TrainingLoss()(model, data), model, data, compiled)
+    loss = bound(lambda model, data: TrainingLoss(chunk=chunk)(model, data), model, data, compiled)
     weights = watched(model)
 
     def check():
@@ -108,17 +110,21 @@ def prepare_ours(config: LMConfig, compiled: bool, batch: int, tokens: int, devi
         return loss_and_gradients(loss, weights), loss_and_gradients(plain, weights)
 
     facts = {"parameters": parameters(model), "compiled": compiled, "ffn_width": model.config.ffn_width}
-    return Prepared(training_step(model, loss), check if compiled else None, facts, deep_tolerance(device))
+    facts |= {"chunk": chunk} if chunk else {}
+    checked = check if compiled or chunk else None
+    return Prepared(training_step(model, loss), checked, facts, deep_tolerance(device))
 
 
-def our_row(name: str, config: LMConfig, compiled: bool, batch: int, tokens: int, device: torch.device) -> Row:
-    """A row of ours; eager it is the reference of the compiled one."""
+def our_row(
+    name: str, config: LMConfig, compiled: bool, batch: int, tokens: int, device: torch.device, chunk: int = 0
+) -> Row:
+    """A row of ours; eager, and with all logits at once, it is the reference of the others."""
     built = config.matched()
     total = parameters(build_lm(built, "meta"))
     return Row(
         f"{name}, {'compiled' if compiled else 'eager'}",
-        partial(prepare_ours, built, compiled, batch, tokens, device),
-        state="equal" if compiled else "reference",
+        partial(prepare_ours, built, compiled, batch, tokens, device, chunk),
+        state="equal" if compiled or chunk else "reference",
         flops=lm_training(built, total, batch, tokens),
         items=batch * tokens,
     )

@@ -25,6 +25,22 @@ def against(result: dict, first: dict) -> float:
     return result["items"] / result["median"] / (first["items"] / first["median"])
 
 
+def weights(result: dict, ceilings: dict[str, float]) -> dict[str, float]:
+    """Of decoding: milliseconds that reading the weights takes at copy bandwidth, and the call's time over that."""
+    if not result.get("weight_bytes"):
+        return {}
+    limit = result["weight_bytes"] / ceilings["copy"]
+    return {"weights_ms": 1e3 * limit, "against_weights": result["median"] / limit}
+
+
+def _beside_weights(result: dict, ceilings: dict[str, float]) -> str:
+    found = weights(result, ceilings)
+    if not found:
+        return ""
+    each = number(found["weights_ms"] / result["items"], 3)
+    return f" ({found['against_weights']:.2f}x the {each} ms a token of reading the weights)"
+
+
 def _cells(result: dict, first: dict | None, ceilings: dict[str, float]) -> list[str]:
     if not result["times"]:
         return [result["row"], result["state"], *[""] * 6, result["reason"] or ""]
@@ -53,6 +69,9 @@ def table(suite: str, results: list[dict], ceilings: dict[str, float]) -> str:
     for case in dict.fromkeys(result["case"] for result in results):
         rows = [result for result in results if result["case"] == case]
         first = next((result for result in rows if result["times"]), None)
+        limit = weights(first, ceilings) if first else {}
+        if limit:
+            case += f" (reading the weights: {number(limit['weights_ms'] / first['items'], 3)} ms a token)"
         cells = [HEADS] + [_cells(result, first, ceilings) for result in rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(HEADS) - 1)]
         lines += ["", case]
@@ -70,7 +89,7 @@ def note(results: list[dict], ceilings: dict[str, float]) -> str:
         timed = [result for result in results if result["case"] == case and result["times"]]
         if timed:
             best = max(timed, key=lambda result: result["items"] / result["median"])
-            parts.append(f"{case}: fastest is {best['row']}, {speed(best)}.")
+            parts.append(f"{case}: fastest is {best['row']}, {speed(best)}{_beside_weights(best, ceilings)}.")
     for state in UNTIMED:
         found = [f"{r['case']}: {r['row']} ({r['reason']})" for r in results if r["state"] == state]
         if found:

@@ -50,6 +50,7 @@ class Row:
             checked. It may become "wrong", "absent", "failed" or "not run".
         flops, bytes: of one call, by formula; None where no formula is given.
         items: tokens, images or maps a call works on.
+        weight_bytes: of decoding, the part of `bytes` that are weights: what a token cannot be faster than.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Row:
     flops: float | None = None
     bytes: float | None = None
     items: int = 1
+    weight_bytes: float | None = None
 
 
 @dataclass
@@ -123,13 +125,14 @@ def untimed(case: Case, row: Row) -> dict:
     """What is known of a row before anything runs.
 
     The keys of a result: case, row, unit, dtype, state, reason (why it is not timed), error (see `difference`), flops,
-    bytes, items, first_seconds (of the first call, where a compiler works), call_seconds, held_bytes, peak_bytes,
-    times, facts; and of a timed row prepare_seconds, median and quartiles.
+    bytes, weight_bytes, items, first_seconds (of the first call, where a compiler works), call_seconds, held_bytes,
+    peak_bytes, times, facts; and of a timed row prepare_seconds, median and quartiles.
     """
     return {
         "case": case.name, "row": row.name, "unit": case.unit, "dtype": str(case.dtype).removeprefix("torch."),
         "state": row.state, "reason": None, "error": None, "flops": row.flops, "bytes": row.bytes, "items": row.items,
         "first_seconds": None, "call_seconds": None, "held_bytes": None, "peak_bytes": None, "times": [], "facts": {},
+        "weight_bytes": row.weight_bytes,
     }  # fmt: skip
 
 

@@ -142,7 +142,8 @@ def record_row(result: dict, first: dict, ceilings: dict[str, float]) -> dict:
 
     Extras: `median_ms`, `quartiles_ms`, `per_second` (items), `against_first` (times as fast as the case's first row),
     `flop_rate`, `byte_rate` and their shares of the measured ceilings, `intensity` (operations a byte),
-    `first_seconds`, `held_mib`, `peak_mib`, `state`, `error`, `facts`.
+    `first_seconds`, `held_mib`, `peak_mib`, `state`, `error`, `facts`; of decoding `weights_ms`, how long reading the
+    weights alone takes at the measured copy bandwidth, and `against_weights`, the median over it.
     """
     median, flops, moved = result["median"], result["flops"], result["bytes"]
     mebibytes = lambda n: None if n is None else n / 2**20
@@ -158,5 +159,5 @@ def record_row(result: dict, first: dict, ceilings: dict[str, float]) -> dict:
         flop_rate=flops and flops / median, flop_share=flops and flops / median / ceilings[result["dtype"]],
         byte_rate=moved and moved / median, byte_share=moved and moved / median / ceilings["copy"],
         first_seconds=result["first_seconds"], held_mib=mebibytes(result["held_bytes"]),
-        peak_mib=mebibytes(result["peak_bytes"]), facts=result["facts"],
+        peak_mib=mebibytes(result["peak_bytes"]), facts=result["facts"], **report.weights(result, ceilings),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from minigated.bench.formulas import lm_decoding
+from minigated.bench.formulas import lm_decoding, lm_matrix_parameters
 from minigated.bench.lm_rows import deep_tolerance, draw_experts
 from minigated.bench.peers import named, qwen
 from minigated.bench.rows import Case, Prepared, Row
@@ -20,12 +20,13 @@ from minigated.interop import from_qwen3
 from minigated.lm import LanguageModel, build_lm
 from minigated.lm_config import SIZES as LM_SIZES
 from minigated.lm_config import LMConfig
+from minigated.static_cache import StaticCache
 from minigated.variants import parameters
 
 CLAIM = "decoding one sequence is limited by reading the weights; what a step spends beyond that is launching kernels"
 FILES = [
-    "generate.py", "lm.py", "lm_config.py", "attention.py", "layers.py", "rope.py", "interop/qwen.py",
-    "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py", "bench/suite_generate.py",
+    "generate.py", "static_cache.py", "lm.py", "lm_config.py", "attention.py", "layers.py", "rope.py",
+    "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py", "bench/suite_generate.py",
 ]  # fmt: skip
 PROMPT = 16
 SIZES = {  # name -> config, new tokens
@@ -76,6 +77,35 @@ def prepare_ours(config: LMConfig, cache: bool, new_tokens: int, device) -> Prep
     return Prepared(step, check if cache else None, facts, deep_tolerance(device))
 
 
+def static_length(config: LMConfig, new_tokens: int) -> int:
+    """Tokens of a static cache for this text: a power of two, as each length has its own graph, within the context."""
+    return min(config.context, 1 << (PROMPT + new_tokens - 1).bit_length())
+
+
+@torch.no_grad()
+def static_logits(cache: StaticCache, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of each position through the static step, the first token as prompt. [1, T] -> [1, T, V]."""
+    found = [cache.start(tokens[:, :1]).clone()]
+    found += [cache.step(column).clone() for column in tokens[:, 1:].unbind(1)]
+    return torch.stack(found, 1)
+
+
+def prepare_static(config: LMConfig, compiled: bool, new_tokens: int, device) -> Prepared:
+    """`minigated.generate` on a static cache that was made and, if `compiled`, recorded before."""
+    model, tokens = our_model(config, device), prompt(config, device)
+    cache = StaticCache(model, 1, static_length(config, new_tokens), compiled)
+
+    def step():
+        return list(generate(model, tokens, new_tokens, temperature=0.0, cache=cache))
+
+    @torch.no_grad()
+    def check():
+        return [static_logits(cache, tokens)], [model(tokens)]
+
+    facts = {"parameters": parameters(model), "cache": "static", "cache_length": cache.length, "compiled": compiled}
+    return Prepared(step, check, facts, deep_tolerance(device))
+
+
 def prepare_peer(config: LMConfig, cache: str, new_tokens: int, device) -> Prepared:
     """transformers' `generate`; with a static cache on a GPU it compiles its step by itself."""
     torch.manual_seed(0)
@@ -98,14 +128,18 @@ def prepare_peer(config: LMConfig, cache: str, new_tokens: int, device) -> Prepa
 
 
 def case(name: str, config: LMConfig, new_tokens: int, device) -> Case:
-    """Without cache (the reference), with, and transformers' two ways."""
+    """Without cache (the reference), with a growing and with a static one, and transformers' two ways."""
     total, item = parameters(build_lm(config, "meta")), dtype_on(device).itemsize
     one = lm_decoding(config, total, PROMPT + new_tokens / 2, item)
     work = {"flops": one.flops * new_tokens, "bytes": one.bytes * new_tokens, "items": new_tokens}
+    work["weight_bytes"] = lm_matrix_parameters(config, total) * item * new_tokens
+    static = partial(prepare_static, config, new_tokens=new_tokens, device=device)
     prepare = partial(prepare_ours, config, new_tokens=new_tokens, device=device)
     rows = [
         Row("minigated, no cache", partial(prepare, False), state="reference", **work),
         Row("minigated, cache", partial(prepare, True), **work),
+        Row("minigated, static cache, eager", partial(static, False), **work),
+        Row("minigated, static cache, compiled", partial(static, True), **work),
     ]
     for cache, words in KINDS.items():
         rows.append(

@@ -1,7 +1,8 @@
 """Training of dense language models: the price of a gate at equal parameters, and transformers' models beside it.
 
 Cases: two sizes beside transformers' Qwen3 and Qwen3-Next; two widths with 2,048 tokens for the gates alone, where the
-feed-forward of a gated model is narrowed until its parameters equal those of the one without.
+feed-forward of a gated model is narrowed until its parameters equal those of the one without. Each model beside
+transformers' stands there once more with its loss computed in chunks (`minigated.chunked_loss`): the same numbers.
 """
 
 from functools import partial
@@ -15,8 +16,8 @@ from minigated.lm_config import LMConfig
 
 CLAIM = "a gate costs a training step a few percent at equal parameters; the step is limited by matrix products"
 FILES = [
-    "attention.py", "gates.py", "layers.py", "lm.py", "lm_config.py", "rope.py", "variants.py", "interop/qwen.py",
-    "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py",
+    "attention.py", "chunked_loss.py", "gates.py", "layers.py", "lm.py", "lm_config.py", "recompute.py", "rope.py",
+    "variants.py", "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py",
 ]  # fmt: skip
 GATES = {"none": "none", "headwise": "g1_headwise", "elementwise": "g1_elementwise"}
 
@@ -56,6 +57,12 @@ def gate_rows(config: LMConfig, batch: int, tokens: int, device, compiled: bool)
     return made
 
 
+def loss_rows(config: LMConfig, batch: int, tokens: int, device, compiled: bool) -> list:
+    """The ungated model with the loss in chunks of an eighth of the tokens, 2,048 where the step is large."""
+    chunk = min(2048, batch * tokens // 8)
+    return [our_row(f"minigated, loss in chunks of {chunk:,}", config, compiled, batch, tokens, device, chunk)]
+
+
 def cases(scale: str, device: torch.device) -> list[Case]:
     """On a CPU one small size, eager; on a GPU all, compiled, the smaller size also eager."""
     cuda = device.type == "cuda"
@@ -63,6 +70,7 @@ def cases(scale: str, device: torch.device) -> list[Case]:
     for name, (config, batch, tokens) in BESIDE[scale].items():
         ways = [False] if not cuda else [True] if name in LARGE else [False, True]
         rows = [row for way in ways for row in gate_rows(config, batch, tokens, device, way)[: 3 if way == cuda else 1]]
+        rows += loss_rows(config, batch, tokens, device, compiled=cuda)
         rows += [peer_row(k, config, way, batch, tokens, device) for k in ("qwen3", "qwen3_next") for way in ways]
         made.append(Case(f"training, {name}", rows, "tokens", dtype))
     for name, (config, batch, tokens) in GATED[scale].items():

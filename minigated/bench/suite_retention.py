@@ -1,40 +1,45 @@
 """The cores of chapters 5 and 6, width pass and height pass in windows: the matrix form against the one that fuses.
 
 Each form gets the projected q, k, v of a map, rotates, does both passes and, with `training`, goes back. Forms are
-those that `minigated.decay_passes` and `minigated.swat` list, so a new one is timed as soon as it has a name there.
+those that `minigated.decay_passes` and `minigated.swat` list, so a new one is timed as soon as it has a name there;
+"kernel" is what "auto" takes on a GPU, both passes in one kernel, and absent where that kernel cannot run.
 """
 
 from functools import partial
 
 import torch
 
-from minigated import decay_passes, swat
+from minigated import decay_passes, kernels, swat
 from minigated.bench.formulas import two_passes
-from minigated.bench.rows import Case, Prepared, Row
+from minigated.bench.rows import Absent, Case, Prepared, Row
 from minigated.bench.runner import run_suite
 from minigated.decay import rmt_log_decay
 from minigated.retention import WindowTableBuilder, decomposed, decomposed_reference
 from minigated.swat_tables import SwatTableBuilder
 
 CLAIM = "one fused kernel for both passes of a window is limited by copying alone; separate matrix products are not"
-FILES = ["decay_passes.py", "retention.py", "swat.py", "swat_tables.py", "windows.py", "bench/suite_retention.py"]
+FILES = [
+    *("decay_passes.py", "retention.py", "swat.py", "swat_tables.py", "windows.py", "bench/suite_retention.py"),
+    *("kernels/__init__.py", "kernels/windowed_triton.py"),
+]
 # images, side of the map, channels, heads. 32 channels a head; on a GPU q, k, v are far larger than its cache.
 SIZES = {"cpu": (8, 16, 64, 2), "gpu": (64, 56, 128, 4)}
 WINDOWS = {
     "cpu": {"retention": (4, 8), "swat": (4,)},
     "gpu": {"retention": (4, 7, 8), "swat": (4, 7, 8)},
 }
+KERNEL = {"kernel": "auto"}  # on a GPU "auto" is the kernel wherever `require_kernel` is content
 CHECKED = 2  # images that are compared with the reference
 
 
 def retention_core(form: str, qkv, tables):
     """[B, h, w, 3, H, D] -> [B, h, w, H, D]."""
-    return decomposed(qkv, tables, form)
+    return decomposed(qkv, tables, KERNEL.get(form, form))
 
 
 def swat_core(form: str, qkv, tables):
     """[B, h, w, 3, H, D] -> [B, h, w, H, D]."""
-    return swat.swat_decomposed(qkv[..., :2, :, :], qkv[..., 2, :, :], tables, form=form)
+    return swat.swat_decomposed(qkv[..., :2, :, :], qkv[..., 2, :, :], tables, form=KERNEL.get(form, form))
 
 
 def swat_by_matrices(qkv, tables):
@@ -58,6 +63,21 @@ def make_tables(mixer: str, side: int, heads: int, head_width: int, window: int,
     return builder.to(device, dtype)(side, side)
 
 
+def require_kernel(x: torch.Tensor, window: int) -> None:
+    """Raises `Absent` with the reason where "auto" would silently take another form than the kernel.
+
+    Args:
+        x: values [..., H, D]. window: side of the windows.
+    """
+    if not x.is_cuda:
+        raise Absent(f"the fused kernel runs on a GPU, this is a {x.device.type}")
+    if not kernels.usable(x):
+        raise Absent(f"the fused kernel needs Triton and one of {', '.join(map(str, kernels.DTYPES))}")
+    if not kernels.fits(x, window, window):
+        reason = f"the fused kernel takes windows of up to {kernels.CELLS} cells and heads of up to {kernels.WIDTH}"
+        raise Absent(f"{reason}, not {window} x {window} and {x.shape[-1]}")
+
+
 def prepare(mixer, form, compiled, sizes, window, shifted, training, device, dtype) -> Prepared:
     """A form of a core, ready to run."""
     batch, side, channels, heads = sizes
@@ -66,6 +86,8 @@ def prepare(mixer, form, compiled, sizes, window, shifted, training, device, dty
     qkv = torch.randn(batch, side, side, 3, heads, channels // heads, generator=generator).to(device, dtype)
     grown = torch.randn(qkv[..., 0, :, :].shape, generator=generator).to(device, dtype)
     qkv.requires_grad_(training)
+    if form == "kernel":
+        require_kernel(qkv[..., 2, :, :], window)
     tables = make_tables(mixer, side, heads, channels // heads, window, shifted, device)
     run = partial(core, form)
     if compiled:
@@ -91,11 +113,15 @@ def prepare(mixer, form, compiled, sizes, window, shifted, training, device, dty
 
 
 def case(mixer: str, window: int, sizes, training: bool, device, dtype, shifted=False) -> Case:
-    """All forms of a core at a window, eager and compiled; on a CPU matrices are not compiled, to save the time."""
+    """All forms of a core at a window, eager and compiled.
+
+    On a CPU matrices are not compiled, to save the time, and the kernel is absent.
+    """
     batch, side, channels, _ = sizes
     cost = two_passes(batch, side, side, channels, window, dtype.itemsize, training)
-    forms = [(form, compiled) for form in CORES[mixer][2] if form != "auto" for compiled in (False, True)]
-    forms = [pair for pair in forms if device.type == "cuda" or pair != ("matmul", True)]
+    names = [*(form for form in CORES[mixer][2] if form != "auto"), "kernel"]
+    forms = [(form, compiled) for form in names for compiled in (False, True)]
+    forms = [pair for pair in forms if device.type == "cuda" or pair not in (("matmul", True), ("kernel", True))]
     rows = [
         Row(
             f"{form}, {'compiled' if compiled else 'eager'}",

@@ -1,0 +1,173 @@
+"""Figures of chapter 9: bars of a component's steps, the roofline of a machine, and both drawn from bench records.
+
+Each function returns the figure and its alternative text, so that `show(*bars_figure(...), caption)` draws it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from minigated.errors import InputError
+from minigated.plots import COLORS, INK, MARKERS
+
+HATCHES = ("", "///", "...", "xx", "\\\\", "++")
+TERA, GIGA = 1e12, 1e9
+
+
+# ---------------------------------------------------------------------------------------------- bars
+def bars_figure(milliseconds: Mapping[str, Sequence[float]], floor: float | None = None, what: str = "milliseconds"):
+    """A bar a step, from top to bottom, on a logarithmic axis: the median, with quartiles as a thin line.
+
+    Args:
+        milliseconds: label -> (lower quartile, median, upper quartile).
+        floor: milliseconds that the machine's limits allow, a dashed line; None draws none.
+
+    Raises:
+        InputError: nothing to draw, or a time that is not above 0, which such an axis cannot show.
+    """
+    _positive(milliseconds)
+    figure, axis = plt.subplots(figsize=(5.4, 0.42 * len(milliseconds) + 1.0))
+    medians = [times[1] for times in milliseconds.values()]
+    left = min([*medians, *([floor] if floor else [])]) / 2
+    for place, (low, median, high) in enumerate(milliseconds.values()):
+        axis.barh(place, median - left, left=left, height=0.62, color=COLORS[0], alpha=0.85)
+        axis.plot([low, high], [place, place], color=INK, linewidth=1.5)
+        axis.text(max(median, high) * 1.08, place, _short(median), va="center", fontsize=9, color=INK)
+    if floor:
+        axis.axvline(floor, color=INK, linewidth=1.2, linestyle="--")
+        axis.annotate(" limit", (floor, 1.0), xycoords=("data", "axes fraction"), va="bottom", fontsize=9)
+    axis.set_xscale("log")
+    axis.set_xlim(left, max(medians) * 2.2)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_yticks(range(len(milliseconds)), list(milliseconds))
+    axis.invert_yaxis()
+    axis.grid(False, axis="y")
+    axis.set_xlabel(what)
+    figure.tight_layout()
+    told = "; ".join(f"{label} {_short(times[1])}" for label, times in milliseconds.items())
+    limit = f" The machine's limit would be {floor:.3g}." if floor else ""
+    return figure, f"Bars, {what}: {told}.{limit}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _positive(milliseconds: Mapping[str, Sequence[float]]) -> None:
+    if not milliseconds:
+        raise InputError("no bars to draw; accepted: one label or more, each with its quartiles")
+    for label, times in milliseconds.items():
+        if len(times) != 3 or min(times) <= 0:
+            raise InputError(f"{label!r} has {tuple(times)}; accepted: lower quartile, median, upper quartile, above 0")
+
+
+# ---------------------------------------------------------------------------------------------- the roofline
+def roof(intensity: float, matrix_rate: float, copy_rate: float) -> float:
+    """Eq. (9.2): the operations a second that `intensity` operations a byte allow."""
+    return min(matrix_rate, intensity * copy_rate)
+
+
+def roofline_figure(points: Mapping[str, tuple[float, float]], matrix_rate: float, copy_rate: float):
+    """Both axes logarithmic: operations a byte across, operations a second up, the two limits as one line with a bend.
+
+    Args:
+        points: label -> (operations a byte, operations a second).
+        matrix_rate: measured operations a second of matrix products. copy_rate: measured bytes a second of a copy.
+
+    Raises:
+        InputError: a point, or a limit, that is not above 0.
+    """
+    if min([matrix_rate, copy_rate, *(value for point in points.values() for value in point)]) <= 0:
+        raise InputError(f"limits {matrix_rate}, {copy_rate} and points {dict(points)}; accepted: numbers above 0")
+    unit, name = (TERA, "TFLOP/s") if matrix_rate >= TERA else (GIGA, "GFLOP/s")
+    bend = matrix_rate / copy_rate
+    across = [intensity for intensity, _ in points.values()] + [bend]
+    left, right = min(across) / 3, max(across) * 4
+    figure, axis = plt.subplots(figsize=(5.4, 4.0))
+    line = [left, bend, right]
+    axis.plot(line, [roof(x, matrix_rate, copy_rate) / unit for x in line], color=INK, linewidth=2)
+    axis.axvline(bend, color=INK, linewidth=1, linestyle=(0, (2, 2)))
+    for index, (label, (intensity, rate)) in enumerate(points.items()):
+        axis.plot(
+            intensity, rate / unit, MARKERS[index % 6], color=COLORS[index % 6], markersize=8, label=label,
+            markerfacecolor="none" if index >= 6 else COLORS[index % 6], linestyle="",
+        )  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlim=(left, right))
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        side.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("operations a byte")
+    axis.set_ylabel(name)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+    axis.legend(fontsize=9, **below, ncols=1 if max(map(len, points), default=0) > 24 else 2)
+    figure.tight_layout()
+    start = f"A roof that rises until {bend:.3g} operations a byte, then stays at {matrix_rate / unit:.3g} {name}. "
+    return figure, start + _told(points, matrix_rate, copy_rate, unit, name)
+
+
+def _told(points, matrix_rate: float, copy_rate: float, unit: float, name: str) -> str:
+    parts = []
+    for label, (x, y) in points.items():
+        share = y / roof(x, matrix_rate, copy_rate)
+        parts.append(f"{label}: {x:.3g} operations a byte, {y / unit:.3g} {name}, {share:.0%} of the roof")
+    return "; ".join(parts) + "."
+
+
+# ---------------------------------------------------------------------------------------------- from records
+def cases_of(record: dict) -> dict[str, list[dict]]:
+    """Rows of a bench record by case, in their order."""
+    found: dict[str, list[dict]] = {}
+    for row in record["rows"]:
+        found.setdefault(row["extra"]["case"], []).append(row)
+    return found
+
+
+def record_bars(record: dict, case: str):
+    """One case of a bench record as bars, with the time that the measured limits allow.
+
+    Raises:
+        InputError: a case that the record does not have.
+    """
+    cases = cases_of(record)
+    if case not in cases:
+        raise InputError(f"no case {case!r} in {record['id']}; accepted: {', '.join(cases)}")
+    bars = {}
+    for row in cases[case]:
+        low, high = row["extra"]["quartiles_ms"]
+        bars[row["extra"]["contender"]] = (low, row["extra"]["median_ms"], high)
+    return bars_figure(bars, limit_ms(cases[case][0]["extra"], record["config"]["ceilings"]))
+
+
+def limit_ms(extra: dict, ceilings: Mapping[str, float]) -> float | None:
+    """Milliseconds below which no row of this work can come by the measured limits; None where work is not counted."""
+    if not extra["flops"] or not extra["bytes"]:
+        return None
+    return 1e3 * max(extra["flops"] / ceilings[extra["dtype"]], extra["bytes"] / ceilings["copy"])
+
+
+def record_roofline(record: dict):
+    """The fastest row of each case of a bench record on the roofline; cases without counted work are left out."""
+    ceilings, points = record["config"]["ceilings"], {}
+    dtype = record["rows"][0]["extra"]["dtype"]
+    for case, rows in cases_of(record).items():
+        best = max((row["extra"] for row in rows), key=lambda extra: extra["per_second"])
+        if best["intensity"] and best["dtype"] == dtype:
+            points[f"{case}: {best['contender']}"] = (best["intensity"], best["flop_rate"])
+    return roofline_figure(points, ceilings[dtype], ceilings["copy"])
+
+
+def bench_table(record: dict) -> str:
+    """A bench record as a Markdown table: time, speed, against the case's first row, shares of both limits."""
+    lines = ["| | median, ms | speed | first = 1 | of matrix rate | of copy |", "|---|" + "---:|" * 5]
+    share = lambda value: "–" if value is None else f"{value:.0%}"
+    for case, rows in cases_of(record).items():
+        lines.append(f"| **{case}** | | | | | |")
+        for row in rows:
+            extra = row["extra"]
+            lines.append(
+                f"| {extra['contender']} | {extra['median_ms']:.3g} | {extra['per_second']:,.0f} {extra['unit']}/s "
+                f"| {extra['against_first']:.2f} | {share(extra['flop_share'])} | {share(extra['byte_share'])} |"
+            )
+    return "\n".join(lines)

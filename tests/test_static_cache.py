@@ -1,0 +1,274 @@
+"""The static cache: the growing cache's tokens from a step whose shapes never change, compiled once."""
+
+import pytest
+import torch
+from test_cli import shell
+from test_generate import TINY, prompts, run, tiny
+from torch._dynamo.utils import counters
+
+from minigated import static_cache
+from minigated.attention import attention_sdpa
+from minigated.device import reset_compilation
+from minigated.errors import InputError
+from minigated.generate import generate
+from minigated.moe import choose_form, experts_batched
+from minigated.static_cache import StaticCache, StepCache, decode, likeliest
+from minigated.variants import VARIANTS
+
+DENSE = [name for name, row in VARIANTS.items() if row.dense]
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture(autouse=True)
+def cheap_compiler(monkeypatch):
+    """Graphs without the C++ compiler's seconds; one test below takes the real one."""
+    monkeypatch.setattr(static_cache, "BACKEND", "aot_eager")
+    reset_compilation()
+
+
+# ------------------------------------------------------------------------------------ same tokens
+@pytest.mark.parametrize("variant", DENSE)
+def test_static_equals_growing_equals_uncached(variant):
+    model = tiny(variant)
+    options = {"new_tokens": 19, "temperature": 0}
+    growing, plain = (run(model, prompts(), cache=kept, **options) for kept in (True, False))
+    static = run(model, prompts(), cache=StaticCache(model, 2, compiled=False), **options)
+    assert torch.equal(static, growing) and torch.equal(static, plain)
+
+
+@pytest.mark.parametrize("variant", ["none", "g1_elementwise", "g2_elementwise", "g3_elementwise"])
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_compiled_equals_growing(variant, temperature):
+    model = tiny(variant)
+    options = {"new_tokens": 19, "temperature": temperature}
+    found = run(model, prompts(), cache=StaticCache(model, 2), **options)
+    assert torch.equal(found, run(model, prompts(), **options))
+
+
+def test_the_real_compiler_gives_the_same_tokens(monkeypatch):
+    monkeypatch.setattr(static_cache, "BACKEND", "inductor")
+    model = tiny("g2_elementwise", experts=4, top_k=2)
+    found = run(model, prompts(), cache=StaticCache(model, 2), new_tokens=19, temperature=0)
+    assert torch.equal(found, run(model, prompts(), new_tokens=19, temperature=0))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 6])  # 6 rows: more assignments than experts
+@pytest.mark.parametrize("compiled", [False, True])
+def test_experts(batch, compiled):
+    model, prompt = tiny("g1_elementwise", experts=4, top_k=2, shared_width=8), prompts(batch=batch)
+    found = run(model, prompt, cache=StaticCache(model, batch, compiled=compiled), new_tokens=12, temperature=0)
+    assert torch.equal(found, run(model, prompt, new_tokens=12, temperature=0))
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 1), (6, 2)])
+def test_grouped_heads(heads):
+    model = tiny("g1_elementwise", heads=heads[0], kv_heads=heads[1])
+    found = run(model, prompts(), cache=StaticCache(model, 2, compiled=False), new_tokens=19, temperature=0)
+    assert torch.equal(found, run(model, prompts(), new_tokens=19, temperature=0))
+
+
+def test_scaled_positions():
+    model = tiny("none", rope_scaling="yarn", rope_factor=2.0, trained_context=12)
+    found = run(model, prompts(), cache=StaticCache(model, 2, compiled=False), new_tokens=19, temperature=0)
+    assert torch.equal(found, run(model, prompts(), new_tokens=19, temperature=0))
+
+
+def test_logits_of_every_step_in_float64():
+    model, tokens = tiny("g3_elementwise").double(), prompts(20)
+    cache = StaticCache(model, 2, compiled=False)
+    found = [cache.start(tokens[:, :4]).clone()]
+    found += [cache.step(tokens[:, i]).clone() for i in range(4, 20)]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.stack(found, 1), model(tokens)[:, 3:], rtol=1e-9, atol=1e-11)
+
+
+def test_one_cache_serves_texts_of_many_lengths_one_after_the_other():
+    model = tiny("g2_elementwise")
+    cache = StaticCache(model, 2)
+    for length, new in ((12, 12), (3, 5), (1, 23), (20, 2)):
+        found = run(model, prompts(length), cache=cache, new_tokens=new, temperature=0)
+        assert torch.equal(found, run(model, prompts(length), new_tokens=new, temperature=0))
+
+
+def test_stop_tokens_end_rows_as_before():
+    model = tiny()
+    free = run(model, prompts(), new_tokens=19, temperature=0)
+    stop = (free[0, 3].item(), free[1, 6].item())
+    found = run(model, prompts(), cache=StaticCache(model, 2, compiled=False), stop=stop, temperature=0)
+    assert torch.equal(found, run(model, prompts(), stop=stop, temperature=0)) and found.shape[1] < 19
+
+
+# ------------------------------------------------------------------------------------ planted bugs show
+def ungrouped(self, q, k, v):
+    """The heads of a group taken from the wrong end: head h would read key/value head h modulo K."""
+    order = q.unflatten(1, (-1, k.shape[1])).transpose(1, 2)  # [B, K, H/K, 1, D]
+    out = torch.nn.functional.scaled_dot_product_attention(order.flatten(2, 3), k, v, attn_mask=self.seen)
+    return out.unflatten(2, (-1, 1)).transpose(1, 2).flatten(1, 2)
+
+
+PLANTED = {
+    "no mask": ("attend", lambda self, q, k, v: attention_sdpa(q, k, v)),
+    "wrong groups": ("attend", ungrouped),
+    "written one too far": ("append", lambda self, k, v: KEPT(moved(self), k, v)),
+    "nothing written": ("append", lambda self, k, v: (self.k, self.v)),
+}
+KEPT = StepCache.append
+
+
+def moved(cache: StepCache) -> StepCache:
+    return StepCache(cache.k, cache.v, (cache.length + 1) % cache.k.shape[2], cache.seen)
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_shows(bug, monkeypatch):
+    monkeypatch.setattr(StepCache, *PLANTED[bug])
+    model = tiny()
+    found = run(model, prompts(), cache=StaticCache(model, 2, compiled=False), new_tokens=19, temperature=0)
+    growing = run(model, prompts(), new_tokens=19, temperature=0)
+    assert torch.equal(found[:, 0], growing[:, 0]), "the first token comes from the prompt alone"
+    assert not torch.equal(found, growing)
+
+
+def test_a_position_that_stands_still_shows(monkeypatch):
+    model = tiny()
+    cache = StaticCache(model, 2, compiled=False)
+    cache.decode = lambda net, tokens, position, held: decode(net, tokens, position * 0 + 5, held)
+    assert not torch.equal(
+        run(model, prompts(), cache=cache, new_tokens=19, temperature=0),
+        run(model, prompts(), new_tokens=19, temperature=0),
+    )
+
+
+# ------------------------------------------------------------------------------------ one graph
+def test_one_graph_for_all_tokens_texts_and_caches():
+    model = tiny("g2_elementwise")
+    cache, before = StaticCache(model, 2), graphs()
+    run(model, prompts(), cache=cache, new_tokens=19, temperature=0)
+    assert graphs() - before == 1
+    run(model, prompts(9), cache=cache, new_tokens=8)
+    run(model, prompts(2), cache=StaticCache(model, 2), new_tokens=8, temperature=0)
+    assert graphs() - before == 1 and not counters["graph_break"]
+
+
+def test_the_growing_cache_needs_a_graph_for_every_length():
+    """What the static cache is for: the same count sees it."""
+    model, before = tiny().eval(), graphs()
+    step = torch.compile(model, backend="eager", dynamic=False)
+    cache = model.new_cache(2, 24)
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=32):
+        for column in prompts().unbind(1):
+            step(column[:, None], cache)
+    assert graphs() - before == 5
+
+
+def test_memory_is_taken_once():
+    model = tiny()
+    cache = StaticCache(model, 2, compiled=False)
+    places = [tensor.data_ptr() for pair in cache.held for tensor in pair]
+    run(model, prompts(), cache=cache, temperature=0)
+    assert places == [tensor.data_ptr() for pair in cache.held for tensor in pair]
+    assert cache.held[0][0].shape == (2, 2, TINY.context, 8)
+
+
+def test_many_rows_in_float32_read_nothing_back_when_compiled():
+    x = torch.zeros(2, 8, dtype=torch.float64)
+    assert choose_form("auto", x, 8) is experts_batched
+    chosen = torch.compile(lambda x: choose_form("auto", x, 8).keywords["capacity"], backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert chosen(x) == 2
+
+
+# ------------------------------------------------------------------------------------ the likeliest token
+def test_likeliest_is_the_first_of_equals_and_refuses_spoilt_rows():
+    nan, inf = float("nan"), float("inf")
+    rows = [[0, 2, 2, 1], [0, nan, 5, 1], [0, inf, 5, 1], [-inf, -inf, -inf, -inf], [-inf, -inf, -3, -3]]
+    assert likeliest(torch.tensor(rows, dtype=torch.float32)).tolist() == [1, -1, -1, -1, 2]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_spoilt_model_is_named(compiled):
+    model = tiny()
+    cache = StaticCache(model, 2, compiled=compiled)
+    stream = generate(model, prompts(), 6, temperature=0, cache=cache)
+    next(stream)
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="no token can be drawn"):
+        list(stream)
+
+
+# ------------------------------------------------------------------------------------ wrong input
+@pytest.mark.parametrize(
+    ("made", "asked", "said"),
+    [
+        ({"batch": 1}, {}, "made for a batch of 1; a batch of 2 was given"),
+        ({"length": 8}, {"new_tokens": 4}, "5 tokens of prompt and 4 new ones do not fit into a static cache of 8"),
+        ({"length": 4}, {}, "5 tokens of prompt and 1 new ones do not fit into a static cache of 4"),
+        ({}, {"tokens": prompts(24)}, "24 tokens, which leaves no room in the context of 24; accepted: 23 at most"),
+        ({"length": 8}, {"tokens": prompts(24)}, "24 tokens, which leaves no room in the context of 24"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_computed(made, asked, said):
+    model = tiny()
+    cache = StaticCache(model, **{"batch": 2, "compiled": False, **made})
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model was called"))
+    with pytest.raises(InputError, match=said) as refused:
+        generate(model, **{"tokens": prompts(), "cache": cache, **asked})
+    assert "\n" not in str(refused.value)
+
+
+def test_without_a_number_it_runs_until_the_cache_is_full():
+    model = tiny()
+    assert run(model, prompts(), cache=StaticCache(model, 2, 9, compiled=False)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch": 0}, "a batch of 0; accepted: 1 or more"),
+        ({"length": 25}, "a static cache of 25 tokens; accepted: 2 to 24, the context"),
+        ({"length": 1}, "accepted: 2 to 24"),
+    ],
+)
+def test_impossible_caches_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        StaticCache(tiny(), **options)
+
+
+def test_another_model_and_a_full_cache_are_refused():
+    model = tiny()
+    cache = StaticCache(model, 2, 6, compiled=False)
+    with pytest.raises(InputError, match="made for another model"):
+        generate(tiny(), prompts(), cache=cache)
+    with pytest.raises(InputError, match=r"prompts of shape \[2, 6\].* 2 rows of 1 to 5 tokens"):
+        cache.start(prompts(6))
+    cache.start(prompts())
+    cache.step()
+    with pytest.raises(InputError, match="the cache holds 6 tokens; 7 were given"):
+        cache.step()
+
+
+def test_a_gpu_gives_what_the_cpu_gives(device):
+    model = tiny("g2_elementwise")
+    there = run(model, prompts(), new_tokens=10, temperature=0)
+    model = model.to(device)
+    cache = StaticCache(model, 2)
+    for seed in (0, 1):  # the second text only replays
+        assert torch.equal(run(model, prompts(), seed, cache=cache, new_tokens=10, temperature=0), there)
+    sampled = run(model, prompts(), cache=cache, new_tokens=10, temperature=0.8)
+    assert torch.equal(sampled, run(model, prompts(), new_tokens=10, temperature=0.8))
+
+
+# ------------------------------------------------------------------------------------ the command
+def test_the_command_writes_the_same_text():
+    said = [shell("generate", "ROMEO:", "--tokens", "12", "--temperature", "0", *more) for more in ([], ["--static"])]
+    assert [done.returncode for done in said] == [0, 0], said[1].stderr
+    assert said[0].stdout == said[1].stdout
+
+
+def test_the_command_refuses_a_long_prompt_in_one_line():
+    done = shell("generate", "x" * 300, "--static")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "leaves no room in the context" in done.stderr
