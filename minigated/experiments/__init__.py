@@ -12,6 +12,7 @@ EXPERIMENTS = {
     "ch03_decomposed_vs_full": "minigated.experiments.decomposed_vs_full",
     "ch04_window_size": "minigated.experiments.window_size",
     "ch05_cifar10": "minigated.experiments.cifar10",
+    "ch05_full_size": "minigated.experiments.full_size",
     "ch05_gate_ablation": "minigated.experiments.gate_ablation",
     "ch06_mini_imagenet": "minigated.experiments.mini_imagenet",
     "ch06_swat_readings": "minigated.experiments.swat_readings",

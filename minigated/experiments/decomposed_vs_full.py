@@ -23,7 +23,7 @@ TABLE = VisionTable(
         ("Decay is better than none (full)", "full", "full, no decay"),
     ),
     size={"cpu": "rmt_nano", "gpu": "gated_swinrmt_retention_tiny"},
-    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 20}},
+    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 10}},
     images={"cpu": "cifar10-sample", "gpu": "cifar10"},
     options={"window": None, "stem_stride": 2},
 )

@@ -26,7 +26,7 @@ TABLE = VisionTable(
         ("Decay is better than none", "as it is", "no decay"),
     ),
     size={"cpu": "gated_swinrmt_retention_nano", "gpu": "gated_swinrmt_retention_small"},
-    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 20}},
+    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 10}},
     images={"cpu": "cifar10-sample", "gpu": "mini-imagenet"},
     options={"window": 4},
 )

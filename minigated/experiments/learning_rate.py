@@ -14,14 +14,14 @@ Rules, written before any run:
   and only where it harms the model without a gate (its mean loss rises); "not at this scale" otherwise. The record's
   verdict is on the cost of the smaller of the two rates that harms it.
 
-Plan for one H100 at an expected 0.6 M tokens/s (many short kernels). 650 steps of 32,768 tokens are 36 s.
+Plan for one H100 at an expected 0.6 M tokens/s (many short kernels). 500 steps of 32,768 tokens are 28 s.
 
     | rows                                              | runs | seconds each | compile | seconds |
     |---------------------------------------------------|-----:|-------------:|--------:|--------:|
-    | none, at 1x, 2x, 4x, three seeds                  |    9 |           36 |      30 |     354 |
-    | g1_elementwise, at 1x, 2x, 4x, three seeds        |    9 |           39 |      30 |     381 |
-    | sandwich_norm, clip_100, each once at 2x and 4x   |    4 |           38 |  2 x 30 |     212 |
-    | together                                          |   22 |              |         |     947 |
+    | none, at 1x, 2x, 4x, three seeds                  |    9 |           28 |      30 |     282 |
+    | g1_elementwise, at 1x, 2x, 4x, three seeds        |    9 |           30 |      30 |     300 |
+    | sandwich_norm, clip_100, each once at 2x and 4x   |    4 |           30 |  2 x 30 |     180 |
+    | together                                          |   22 |              |         |     762 |
 """
 
 import time
@@ -44,7 +44,7 @@ TABLES = ("learning_rate", "learning_rate_table", "moe_table")
 FILES = [*LM_FILES, *(f"minigated/experiments/{name}.py" for name in TABLES)]
 PLANS = {
     "cpu": {"size": "lm_nano", "context": 64, "batch": 8, "steps": 40, "warmup": 5, "windows": 32},
-    "gpu": {"size": "lm_small", "context": 512, "batch": 64, "steps": 650, "warmup": 60, "windows": 2048},
+    "gpu": {"size": "lm_small", "context": 512, "batch": 64, "steps": 500, "warmup": 60, "windows": 2048},
 }
 MODEL = {
     "cpu": {"layers": 6, "width": 48, "heads": 2, "kv_heads": 1, "head_width": 24, "ffn_width": 144},

@@ -47,7 +47,7 @@ TABLE = VisionTable(
     ),
     claims=(),
     size={"cpu": "gated_swinrmt_swat_nano", "gpu": "gated_swinrmt_swat_small"},
-    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 20}},
+    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 10}},
     images={"cpu": "cifar10-sample", "gpu": "mini-imagenet"},
     options={"window": 4},
 )

@@ -24,7 +24,7 @@ TABLE = VisionTable(
         ("The whole map is better than window 4", "whole map", "window 4"),
     ),
     size={"cpu": "gated_swinrmt_retention_nano", "gpu": "gated_swinrmt_retention_tiny"},
-    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 20}},
+    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 10}},
     images={"cpu": "cifar10-sample", "gpu": "mini-imagenet"},
     options={"mixers": "swin"},
 )
