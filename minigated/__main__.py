@@ -67,7 +67,7 @@ def run(args) -> int:
 
     scale = args.scale or ("gpu" if torch.cuda.is_available() else "cpu")
     options = {"seeds": args.seeds, "device": args.device, "out": args.out, "text": args.text, "resume": args.resume}
-    run_experiment(args.record_id, scale=scale, names=tuple(args.only.split(",")) if args.only else None, **options)
+    run_experiment(args.record_id, scale=scale, names=tuple(args.only) or None, **options)
     return 0
 
 
@@ -150,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--scale", choices=("cpu", "gpu"), default=None, help="gpu where there is one, else cpu")
     sub.add_argument("--seeds", type=int, default=None, help="how many paired seeds")
     sub.add_argument("--text", "--images", default=None, help="other data than the experiment's own")
-    sub.add_argument("--only", default=None, help="rows to run, separated by commas")
+    sub.add_argument("--only", action="append", default=[], metavar="ROW", help="a row to run; may be repeated")
     _shared(sub)
     command(show_records, "records").add_argument(
         "--check", action="store_true", help="exit 1 if a record's code has changed"
@@ -166,7 +166,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("suite", nargs="*", metavar="SUITE", help="attention, retention, vit, moe, lm, generate; all")
     sub.add_argument("--suite", dest="suites", action="append", default=[], metavar="NAMES", help="the same, as a flag")
     sub.add_argument("--scale", choices=("cpu", "gpu"), default=None, help="gpu where there is one, else cpu")
-    sub.add_argument("--only", default=None, metavar="WORDS", help="rows whose name holds one of these, with commas")
+    sub.add_argument(
+        "--only", action="append", default=[], metavar="WORDS", help="rows whose name holds these; may be repeated"
+    )
     sub.add_argument("--seconds", type=float, default=None, help="start no case of a suite after this long")
     sub.add_argument("--seeds", type=int, default=None, metavar="N", help="samples of each row")
     sub.add_argument("--device", default="auto", help=SHARED["device"])

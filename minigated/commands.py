@@ -11,6 +11,7 @@ from minigated.data import TextBatches, load_text
 from minigated.data.bpe import BytePairTokenizer
 from minigated.data.tokenizer import bytes_a_token
 from minigated.device import autocast, choose_device, choose_precision
+from minigated.distributed import require_agreement, setup_distributed
 from minigated.errors import InputError
 from minigated.lm import SIZES, LanguageModel, TrainingLoss, build_lm, lm_loss
 from minigated.measure import measure, summary
@@ -44,6 +45,8 @@ def validation_loss(windows: list[torch.Tensor], precision: str, lengths: torch.
 
 def train_command(args) -> int:
     """Trains a model by name; checkpoints and resumes when --out is given."""
+    given = {name: value for name, value in vars(args).items() if name not in ("function", "device")}
+    require_agreement(given, setup_distributed(args.device))  # a Trainer sees neither batch nor text
     if args.model in VISION_SIZES:
         return _train_vision(args)
     if args.model not in SIZES:
@@ -53,7 +56,7 @@ def train_command(args) -> int:
     device = choose_device(args.device)
     args.batch = 16 if args.batch is None else args.batch
     corpus = load_text(args.text)
-    context = args.context or SIZES[args.model].context
+    context = SIZES[args.model].context if args.context is None else args.context
     tokenizer = choose_tokenizer(args.tokenizer, corpus, args.out, args.resume)
     torch.manual_seed(args.seed)
     model = build_lm(args.model, variant=args.variant, context=context, vocabulary=tokenizer.vocabulary)
@@ -74,13 +77,19 @@ def train_command(args) -> int:
     lengths = bytes_a_token(tokenizer) if args.tokenizer != "bytes" else None
     evaluate = validation_loss(held_out, choose_precision("auto", device), lengths, args.chunk)
     # a Trainer refuses a folder that holds a run
-    trainer = Trainer(model, TrainingLoss(chunk=args.chunk), batches.at, config, evaluate)
+    trainer = Trainer(model, TrainingLoss(args.accumulate, args.chunk), batches.at, config, evaluate)
     if args.out and leads and args.tokenizer != "bytes":
         tokenizer.save(args.out)
     result = trainer.run()
     if result.checkpoint and leads:
         print(f"saved {result.checkpoint}")
     return {None: 0, "interrupted": 130}.get(result.stopped, 1)
+
+
+# What `train` takes for a language model alone, and what it is when it was not given.
+LANGUAGE_ONLY = {
+    "variant": "none", "text": "shakespeare", "tokenizer": "bytes", "context": None, "chunk": 0, "checkpointing": False,
+}  # fmt: skip
 
 
 def _train_vision(args) -> int:
@@ -92,9 +101,10 @@ def _train_vision(args) -> int:
     if (args.accumulate, args.parallel) != (1, "ddp"):
         given = f"--accumulate {args.accumulate} --parallel {args.parallel}"
         raise InputError(f"{given} with {args.model}; accepted for a vision model: --accumulate 1 --parallel ddp")
-    if args.chunk or args.checkpointing:
-        given = f"--chunk {args.chunk}" if args.chunk else "--checkpointing"
-        raise InputError(f"{given} with {args.model}; accepted here for a language model only")
+    for name, usual in LANGUAGE_ONLY.items():
+        if (value := getattr(args, name)) != usual:
+            given = f"--{name}" if value is True else f"--{name} {value}"
+            raise InputError(f"{given} with {args.model}; accepted here for a language model only")
     device, images = choose_device(args.device), load_images(args.images)
     batch = 64 if args.batch is None else args.batch
     config = dataclasses.replace(VISION_SIZES[args.model], classes=len(images.classes), image_size=images.size)
@@ -163,6 +173,9 @@ def format_measures(measures: dict) -> str:
 
 def measure_command(args) -> int:
     """Loads a checkpoint folder and prints sinks, massive activations and gate scores per layer."""
+    for name, value in {"tokens": args.tokens, "sequences": args.sequences}.items():
+        if value < 1:
+            raise InputError(f"--{name} {value}; accepted: 1 or more")
     device = choose_device(args.device)
     model, tokenizer = open_checkpoint(args.folder)
     length = min(args.tokens, model.config.context)

@@ -92,11 +92,13 @@ def decomposed_fast(
 ) -> Tensor:
     """`manhattan_decomposed` by two calls of `axis_pass`: width first, then height with the same queries and keys.
 
-    With form="auto" one kernel does both where it can: on a GPU, in windows of at most 64 cells.
+    With form="auto" one kernel does both where it can, on a GPU, in windows of at most 64 cells. It wants q, k and v in
+    one tensor: where they lie so already, `minigated.retention.decomposed` saves the copy.
     """
     sides = row_window or v.shape[1], column_window or v.shape[2]
     if form == "auto" and kernels.fits(v, *sides):
-        return kernels.windowed_softmax(q, k, v, row_mask, column_mask, *sides)
+        packed = torch.stack((q.to(v.dtype), k.to(v.dtype), v), 3)  # [B, h, w, 3, H, D]
+        return kernels.windowed_softmax(packed, None, None, row_mask, column_mask, sides)
     v = axis_pass(q, k, v, column_mask, 2, column_window, form)
     return axis_pass(q, k, v, row_mask, 1, row_window, form)
 

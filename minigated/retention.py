@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minigated import kernels
 from minigated.attention import AttentionShape
 from minigated.decay import decay_mask, manhattan_decomposed, manhattan_mask, rotate, rotation_table
 from minigated.decay_passes import decomposed_fast, full_fast
@@ -125,11 +126,23 @@ def rotated(qkv: Tensor, tables) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
+def fused(qkv: Tensor, tables: WindowTables) -> tuple | None:
+    """What the one kernel for both passes takes besides qkv; None where it does not serve, as for a padded map."""
+    rows, columns = tables.rows, tables.columns
+    if rows.padding or columns.padding or not kernels.fits(qkv[..., 2, :, :], rows.window, columns.window):
+        return None
+    masks = (tables.row_mask, tables.column_mask)
+    return tables.cos, tables.sin, *masks, (rows.window, columns.window), (rows.shift, columns.shift)
+
+
 def decomposed(qkv: Tensor, tables: WindowTables, form: str = "auto") -> Tensor:
     """Width pass, then height pass, within windows. [B, h, w, 3, H, D] -> [B, h, w, H, D].
 
-    No window is ever cut out: a width pass stays in its row, so all it needs is the row in segments (chapter 4).
+    No window is ever cut out: a width pass stays in its row, so all it needs is the row in segments (chapter 4). With
+    form="auto" one kernel shifts, rotates and does both passes where it can (chapter 9).
     """
+    if form == "auto" and (rest := fused(qkv, tables)) is not None:
+        return kernels.windowed_softmax(qkv, *rest)
     rows, columns = tables.rows, tables.columns
     q, k, v = rotated(roll_in(qkv, rows, columns), tables)  # [B, ph, pw, H, D]
     z = decomposed_fast(q, k, v, tables.row_mask, tables.column_mask, rows.window, columns.window, form)
@@ -216,13 +229,21 @@ class Retention(nn.Module):
             [B, h, w, C].
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, h, w, 3, H, D]
-        y = self.attend(qkv, tables)  # [B, h, w, H, D]
-        if probe is not None:
-            probe("attended", y)
-        if self.lce is not None:
-            y = y + self.lce(qkv[..., 2, :, :].flatten(-2)).view_as(y)  # on the map as it lies, not on windows
+        both = self.lce is not None and probe is None and self.attend is decomposed
+        if both and (rest := fused(qkv, tables)) is not None:
+            y = kernels.windowed_local(qkv, self.lce.conv, *rest)  # the same, passes and LCE together
+        else:
+            y = self._attend_and_local(qkv, tables, probe)
         if probe is not None:
             probe("before_gate", y)
         if self.gate is not None:
             y = self.gate(y, x if self.gate_input == "normed" else residual, probe)
         return self.out_proj(y.flatten(-2))  # [B, h, w, C]
+
+    def _attend_and_local(self, qkv: Tensor, tables: NamedTuple, probe) -> Tensor:
+        y = self.attend(qkv, tables)  # [B, h, w, H, D]
+        if probe is not None:
+            probe("attended", y)
+        if self.lce is not None:
+            y = y + self.lce(qkv[..., 2, :, :].flatten(-2)).view_as(y)  # on the map as it lies, not on windows
+        return y

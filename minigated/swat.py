@@ -137,15 +137,17 @@ def swat_decomposed(
 ) -> Tensor:
     """Width pass, then height pass, within windows: qk [B, h, w, 2, H, D], v [B, h, w, H, D] -> [B, h, w, H, D].
 
-    As in chapter 5 no window is cut out: a pass needs the rows, or the columns, in segments.
+    As in chapter 5 no window is cut out: a pass needs the rows, or the columns, in segments. With form="auto" one
+    kernel shifts, rotates and does both passes where it can.
     """
     rows, columns = tables.rows, tables.columns
+    whole = not (rows.padding or columns.padding)
+    if form == "auto" and weigh is unchanged and whole and kernels.fits(v, rows.window, columns.window):
+        return kernels.windowed_sigmoid(qk, v, tables, (rows.shift, columns.shift))
     q, k = roll_in(qk, rows, columns).unbind(3)  # [B, ph, pw, H, D]
     if tables.cos is not None:
         q, k = rotate(q, tables.cos, tables.sin), rotate(k, tables.cos, tables.sin)
     z = roll_in(v, rows, columns)
-    if form == "auto" and weigh is unchanged and kernels.fits(z, rows.window, columns.window):
-        return roll_out(kernels.windowed_sigmoid(q, k, z, tables, rows.window, columns.window), rows, columns)
     z = swat_pass(q, k, z, tables.column_bias, tables.column_decay, 2, columns.window, form, weigh)
     z = swat_pass(q, k, z, tables.row_bias, tables.row_decay, 1, rows.window, form, weigh)
     return roll_out(z, rows, columns)

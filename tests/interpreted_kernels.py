@@ -21,17 +21,16 @@ class Plain:
         return self.function(*arguments)
 
     def register_autograd(self, backward, setup_context):
-        self.backward = backward
+        self.backward, self.setup = backward, setup_context
 
 
 torch.library.triton_op = lambda name, mutates_args: Plain
 torch.library.wrap_triton = lambda kernel: kernel
 
 from minigated.decay import rmt_log_decay  # noqa: E402
-from minigated.decay_passes import decomposed_fast  # noqa: E402
 from minigated.kernels import depthwise_triton, windowed_triton  # noqa: E402
-from minigated.retention import WindowTableBuilder  # noqa: E402
-from minigated.swat import SwatTableBuilder, swat_pass  # noqa: E402
+from minigated.retention import WindowTableBuilder, decomposed  # noqa: E402
+from minigated.swat import SwatTableBuilder, swat_decomposed  # noqa: E402
 
 MAPS = [  # images, height, width, heads, head width, window, shifted
     (2, 4, 4, 2, 32, 4, False),
@@ -40,7 +39,7 @@ MAPS = [  # images, height, width, heads, head width, window, shifted
     (2, 1, 1, 4, 32, 4, False),
     (1, 6, 9, 2, 24, 3, True),
     (1, 7, 7, 2, 32, 7, False),
-    (1, 5, 6, 2, 16, 4, True),
+    (1, 12, 8, 2, 16, 4, True),
 ]
 CONVOLUTIONS = [(2, 5, 6, 70, 5), (3, 1, 1, 16, 3), (2, 2, 2, 64, 5), (1, 8, 8, 96, 3)]  # images, h, w, channels, side
 
@@ -50,32 +49,57 @@ def say(name: str, case: tuple, expected, found) -> None:
     print(f"{name} {case}: {worst:.2e}", flush=True)
 
 
+def convolved(x, weight, bias):
+    channels, side = weight.shape[0], weight.shape[-1]
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=side // 2, groups=channels).permute(0, 2, 3, 1)
+
+
 def windows(case: tuple) -> None:
     images, height, width, heads, head_width, window, shifted = case
     rates = rmt_log_decay(heads, 2.0, 4.0)
-    soft = WindowTableBuilder(head_width, rates, window, shifted, True, (height, width))(height, width)
-    swat = SwatTableBuilder(heads, head_width, rates, window, shifted, None, (height, width))(height, width)
-    rows, columns = soft.rows, soft.columns
-    sides = [rows.window, columns.window]
-    qkv = torch.randn(images, rows.padded, columns.padded, 3, heads, head_width)
-    q, k, v = (x.requires_grad_() for x in qkv.unbind(3))
-    gradient = torch.randn(v.shape)
+    size = (height, width)
+    qkv = torch.randn(images, height, width, 3, heads, head_width, requires_grad=True)
+    gradient, packed = torch.randn(images, height, width, heads, head_width), qkv.detach()
+    for turned in (True, False):
+        soft = WindowTableBuilder(head_width, rates, window, shifted, turned, size)(*size)
+        sides, shift = [soft.rows.window, soft.columns.window], [soft.rows.shift, soft.columns.shift]
+        rest, masks = (sides, shift, True), (soft.row_mask, soft.column_mask)
+        made = decomposed(qkv, soft, "matmul")
+        inputs = (packed, None, soft.cos, soft.sin, *masks, *masks)
+        found = windowed_triton.windowed(*inputs, *rest)
+        slope, _ = windowed_triton.windowed_gradients(*inputs, gradient, None, *rest)
+        say(f"softmax {turned}", case, (made, *torch.autograd.grad(made, qkv, gradient)), (found, slope))
 
-    def of_both(name, plain, *tables):
-        made = plain()
-        inputs = (q.detach(), k.detach(), v.detach(), *tables)
-        kind = name == "softmax"
-        gradients = windowed_triton.windowed_gradients(*inputs, gradient, sides, kind)
-        found = (windowed_triton.windowed(*inputs, sides, kind), *gradients)
-        say(name, case, (made, *torch.autograd.grad(made, (q, k, v), gradient)), found)
+    filters, bias = torch.randn(heads * head_width, 1, 5, 5), torch.randn(heads * head_width)
+    leaves = [qkv, filters.clone().requires_grad_(), bias.clone().requires_grad_()]
+    made = decomposed(qkv, soft, "matmul") + convolved(qkv[..., 2, :, :].flatten(-2), *leaves[1:]).view_as(gradient)
+    inputs = (packed, filters, bias, soft.cos, soft.sin, *masks, sides, shift)
+    slopes = backward(windowed_triton.windowed_local, inputs, gradient)[:3]
+    found = (windowed_triton.windowed_local(*inputs), *slopes)
+    say("local", case, (made, *torch.autograd.grad(made, leaves, gradient)), found)
 
-    def by_swat():
-        z = swat_pass(q, k, v, swat.column_bias, swat.column_decay, 2, columns.window, "matmul")
-        return swat_pass(q, k, z, swat.row_bias, swat.row_decay, 1, rows.window, "matmul")
+    swat = SwatTableBuilder(heads, head_width, rates, window, shifted, None, size)(*size)
+    qk, v = qkv[..., :2, :, :], qkv[..., 2, :, :]
+    made = swat_decomposed(qk, v, swat, form="matmul")
+    tables = (swat.row_bias, swat.column_bias, swat.row_decay, swat.column_decay)
+    inputs = (qk.detach(), v.detach(), swat.cos, swat.sin, *tables, sides, shift, False)
+    slopes = backward(windowed_triton.windowed, inputs, gradient)[:2]
+    found = (windowed_triton.windowed(*inputs), torch.cat([slopes[0], slopes[1].unsqueeze(3)], 3))
+    say("sigmoid", case, (made, *torch.autograd.grad(made, qkv, gradient)), found)
 
-    masks = soft.row_mask, soft.column_mask
-    of_both("softmax", lambda: decomposed_fast(q, k, v, *masks, *sides, "matmul"), *masks, *masks)
-    of_both("sigmoid", by_swat, swat.row_bias, swat.column_bias, swat.row_decay, swat.column_decay)
+
+class Context:
+    """What autograd hands from forward to backward."""
+
+    def save_for_backward(self, *tensors):
+        self.saved_tensors = tensors
+
+
+def backward(op: Plain, inputs: tuple, gradient):
+    """The gradients as autograd would get them."""
+    context = Context()
+    op.setup(context, inputs, None)
+    return op.backward(context, gradient)
 
 
 def convolution(case: tuple) -> None:
@@ -83,17 +107,15 @@ def convolution(case: tuple) -> None:
     x = torch.randn(images, height, width, 3 * channels)[..., channels : 2 * channels].requires_grad_()  # a slice
     weight = torch.randn(channels, 1, side, side, requires_grad=True)
     bias = torch.randn(channels, requires_grad=True)
-    made = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=side // 2, groups=channels).permute(0, 2, 3, 1)
+    plus = torch.randn(images, height, width, channels, requires_grad=True)
+    made = convolved(x, weight, bias) + plus
     gradient = torch.randn(made.shape)
-    plain = [t.detach() for t in (x, weight, bias)]
-    sums = depthwise_triton.depthwise_filters(plain[0], gradient, side)
-    found = (
-        depthwise_triton.depthwise(*plain, False),
-        depthwise_triton.depthwise(gradient, plain[1], plain[1], True),
-        sums[:-1].T.reshape(weight.shape),
-        sums[-1],
-    )
-    say("depthwise", case, (made, *torch.autograd.grad(made, (x, weight, bias), gradient)), found)
+    leaves = (x, weight, bias, plus)
+    plain = [t.detach() for t in leaves]
+    inputs = (*plain[:3], False, plain[3])
+    slopes = backward(depthwise_triton.depthwise, inputs, gradient)
+    found = (depthwise_triton.depthwise(*inputs), *slopes[:3], slopes[4])
+    say("depthwise", case, (made, *torch.autograd.grad(made, leaves, gradient)), found)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from toy_training import ToyModel, toy_batch, toy_config, toy_loss, toy_trainer
 
 from minigated import sharded_files
+from minigated.__main__ import main as command
 from minigated.lm import TrainingLoss, build_lm
 from minigated.optimizer import clip_gradients
 from minigated.sharded import whole
@@ -120,6 +121,11 @@ def disagreeing(rank: int, settings: list[dict], widths: list[int]) -> None:
     toy_trainer(ToyModel(widths[rank]), parallel="fsdp", **settings[rank])
 
 
+def disagreeing_command(rank: int, batches: list[int]) -> None:
+    """A Trainer is given batches and not their size, so the command must ask."""
+    command(["train", "moe_nano", "--device", "cpu", "--batch", str(batches[rank])])
+
+
 def first_half(out: Path, name: str, copy: str) -> None:
     """A folder with the run of another as it was after five steps."""
     for folder in (out / name / "checkpoints").glob("step_*5"):
@@ -136,6 +142,7 @@ def main(out: Path) -> None:
     assert run_world(2, two_again, out) == [0, 0]
     for settings, widths in (([{"rate": 0.5}, {"rate": 0.25}], [8, 8]), ([{}, {}], [8, 6])):
         print("statuses", run_world(2, disagreeing, settings, widths), file=sys.stderr, flush=True)
+    print("statuses", run_world(2, disagreeing_command, [4, 8]), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

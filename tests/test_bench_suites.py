@@ -272,7 +272,7 @@ def test_a_failed_row_is_tried_again(tiny, monkeypatch):
 def test_bench_is_also_an_experiment_of_that_name(tiny):
     assert {name for name in EXPERIMENTS if "bench" in name} == {f"ch09_bench_{suite}" for suite in runner.SUITES}
     record = run_experiment("ch09_bench_attention", scale="cpu", seeds=2, out=tiny, names=("gate headwise, training",))
-    assert record["command"] == "python -m minigated bench attention --scale cpu --only gate headwise, training"
+    assert record["command"] == "python -m minigated bench attention --scale cpu --only 'gate headwise, training'"
 
 
 @pytest.mark.parametrize(

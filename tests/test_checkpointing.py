@@ -209,7 +209,8 @@ def test_the_command_trains_the_same_with_both_options(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(["lm_nano", "--chunk", "-1"], "--chunk -1"), (["rmt_nano", "--chunk", "8"], "--chunk 8 with rmt_nano"),
-     (["rmt_nano", "--checkpointing"], "--checkpointing with rmt_nano")],
+     (["rmt_nano", "--checkpointing"], "--checkpointing with rmt_nano"),
+     (["rmt_nano", "--variant", "g1_headwise"], "--variant g1_headwise with rmt_nano")],
 )  # fmt: skip
 def test_options_that_do_not_fit_are_named(arguments, said, capsys):
     assert main(["train", *arguments]) == 2

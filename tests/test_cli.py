@@ -49,9 +49,11 @@ def test_models_have_exact_counts(capsys):
         (["train", "lm_nano", "--steps", "2", "--accumulate", "3"], "accepted: 1, 2, 4, 8, 16"),
         (["train", "rmt_nano", "--accumulate", "2"], "--accumulate 2"),
         (["train", "lm_nano", "--context", "2000000"], "2000000|2,000,000"),
+        (["train", "lm_nano", "--context", "0"], "context must be at least 1, got 0"),
         (["run", "ch42"], "ch42"),
         (["data", "imagenet22k"], "imagenet22k"),
         (["measure", "no/folder"], "no/folder"),
+        (["measure", "no/folder", "--sequences", "0"], "--sequences 0; accepted: 1 or more"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(arguments, said, capsys):

@@ -532,6 +532,48 @@ def test_on_a_line_there_is_only_one_form(height, width):
     assert gap(*maps(height, width)[:3]) < 1e-12
 
 
+# ---------------------------------------------------------------------------------------------- limits and symmetries
+def with_rates(form, log_decay, q, k, v):
+    height, width = v.shape[1:3]
+    if form == "full":
+        return manhattan_full(q, k, v, manhattan_mask(log_decay, height, width))
+    return manhattan_decomposed(q, k, v, decay_mask(log_decay, height), decay_mask(log_decay, width))
+
+
+def test_a_rate_of_one_is_plain_attention():
+    q, k, v, _ = maps()
+    tokens = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+    plain = torch.nn.functional.scaled_dot_product_attention(*tokens).transpose(1, 2).view_as(v)
+    assert_close(with_rates("full", 0 * RATES, q, k, v), plain, rtol=0, atol=1e-12)
+    assert (with_rates("full", RATES, q, k, v) - plain).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("form", ["full", "decomposed"])
+def test_a_rate_of_zero_leaves_each_cell_its_value(form):
+    q, k, v, _ = maps()
+    assert_close(with_rates(form, 0 * RATES - 100.0, q, k, v), v, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["full", "decomposed"])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_mirrored_map_gives_the_mirrored_result_unless_it_is_rotated(form, axis):
+    q, k, v, _ = maps()
+    table = rotation_table(HEIGHT, ACROSS, WIDTH, torch.float64)
+    straight = lambda q, k, v: with_rates(form, RATES, q, k, v)
+    turned = lambda q, k, v: straight(rotate(q, *table), rotate(k, *table), v)
+    mirrored = [x.flip(axis) for x in (q, k, v)]
+    assert_close(straight(*mirrored).flip(axis), straight(q, k, v), rtol=0, atol=1e-12)
+    assert (turned(*mirrored).flip(axis) - turned(q, k, v)).abs().max() > 0.05
+
+
+def test_only_two_passes_feel_a_map_on_its_side():
+    q, k, v, _ = maps()
+    on_its_side = [x.transpose(1, 2) for x in (q, k, v)]
+    for form, feels in (("full", False), ("decomposed", True)):
+        back = with_rates(form, RATES, *on_its_side).transpose(1, 2)
+        assert ((back - with_rates(form, RATES, q, k, v)).abs().max() > 0.05) == feels, form
+
+
 # ---------------------------------------------------------------------------------------------- segments
 def segment_masks(side, window, device="cpu", dtype=torch.float64):
     """A mask for each segment, some pairs forbidden, no row without a partner. [segments, H, W, W]."""
@@ -679,16 +721,17 @@ def test_traces_as_one_graph(form, grad, device):
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("form", ["matmul", "pointwise"])
+@pytest.mark.parametrize("form", ["matmul", "pointwise", "full"])
 def test_compiles_with_and_without_gradients(form, device):
     """A softmax over five axes crashes torch's compiler without gradients, and only there: both are tried."""
     *qkv, upstream = maps(2, 3, torch.float32, device, batch=1)
-    mask = decay_mask(RATES, 3).to(device, torch.float32)
-    one = lambda q, k, v: axis_pass(q, k, v, mask, 2, None, form)
+    mask = (manhattan_mask(RATES, 2, 3) if form == "full" else decay_mask(RATES, 3)).to(device, torch.float32)
+    one = lambda q, k, v: full_fast(q, k, v, mask) if form == "full" else axis_pass(q, k, v, mask, 2, None, form)
+    plain = manhattan_full if form == "full" else lambda q, k, v, mask: axis_pass(q, k, v, mask, 2)
     compiled = torch.compile(one, dynamic=False, fullgraph=True)
     with torch.no_grad():
         assert_close(compiled(*qkv), one(*qkv), rtol=0, atol=2e-5)
-    assert_equals(compiled, lambda q, k, v: axis_pass(q, k, v, mask.double(), 2), qkv, upstream)
+    assert_equals(compiled, lambda q, k, v: plain(q, k, v, mask.double()), qkv, upstream)
 
 
 # ---------------------------------------------------------------------------------------------- wrong input

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+import minigated.retention as retention
 from minigated.decay import (
     decay_mask,
     manhattan_decomposed,
@@ -23,6 +24,7 @@ from minigated.retention import (
     decomposed_reference,
     full,
 )
+from minigated.windows import merge, partition
 
 HEADS, WIDTH = 2, 4
 LOG_DECAY = rmt_log_decay(HEADS, dtype=torch.float64)
@@ -90,6 +92,31 @@ def test_the_rectangles_see_a_planted_bug(name, spoil):
     assert (wrong - on_rectangles(x, 7, True)).abs().max() > 0.1, name
 
 
+@pytest.mark.parametrize("window", [2, 14, None])
+def test_the_crops_see_windows_of_another_side(window):
+    x = qkv(14, 14)
+    assert (decomposed(x, tables(14, 14, window)) - on_rectangles(x, 7, False)).abs().max() > 0.1
+
+
+def test_the_rectangles_see_windows_in_the_order_of_images(monkeypatch):
+    x, t = qkv(14, 14), tables(14, 14, 7, True)
+    assert_close(decomposed_reference(x, t), on_rectangles(x, 7, True), **EXACT)
+    mixed = lambda windows, outer: windows.unflatten(0, (outer, -1)).transpose(0, 1).flatten(0, 1)
+    monkeypatch.setattr(retention, "partition", lambda x, *window: mixed(partition(x, *window), len(x)))
+    monkeypatch.setattr(retention, "merge", lambda windows, *map: merge(mixed(windows, 4), *map))
+    assert (decomposed_reference(x, t) - on_rectangles(x, 7, True)).abs().max() > 0.1
+
+
+def test_the_rotation_starts_again_in_every_window():
+    x, t = qkv(7, 7), tables(7, 14, 7)
+    alone, twice = decomposed(x, tables(7, 7, None)), torch.cat((x, x), 2)
+    assert_close(decomposed(twice, t), torch.cat((alone, alone), 2), **EXACT)
+    cos, sin = rotation_table(7, 14, WIDTH, torch.float64)
+    one, other = decomposed(twice, t._replace(cos=cos, sin=sin)).split(7, 2)
+    assert_close(one, other, **EXACT)  # only differences of indices count
+    assert (one - alone).abs().max() > 0.1  # and a step down is as far as the map is wide
+
+
 @pytest.mark.parametrize("form", ["matmul", "pointwise"])
 @pytest.mark.parametrize("shifted", [False, True], ids=["still", "shifted"])
 @pytest.mark.parametrize(("height", "width", "window"), MAPS)
@@ -151,7 +178,12 @@ def test_the_gate_covers_attention_and_lce_before_the_output_projection(granular
     scores = torch.sigmoid(x @ module.gate.scores.linear.weight.T)  # [B, h, w, C or H]
     scores = scores.repeat_interleave(WIDTH if granularity == "headwise" else 1, -1)
     assert_close(module(x, t), by_sentence(module, x, t, lambda z, lce: scores * (z + lce)), **EXACT)
-    for wrong in (lambda z, lce: scores * z + lce, lambda z, lce: z + lce, lambda z, lce: scores * (z + lce) + lce):
+    for wrong in (
+        lambda z, lce: scores * z + lce,
+        lambda z, lce: z + lce,
+        lambda z, lce: scores * (z + lce) + lce,
+        lambda z, lce: scores.mean((0, 1, 2)) * (z + lce),  # a gate that is learned but does not look
+    ):
         assert (module(x, t) - by_sentence(module, x, t, wrong)).abs().max() > 0.05
 
 
@@ -172,6 +204,22 @@ def test_a_gate_with_a_large_bias_is_open():
     assert_close(gated, module(x, t), **EXACT)
 
 
+def test_a_shut_gate_hands_nothing_on():
+    module, x, t = mixer(gate_bias=True), draw(1, 5, 5, HEADS * WIDTH), tables(5, 5, 3)
+    module.gate.scores.linear.weight.data.zero_()
+    module.gate.scores.linear.bias.data.fill_(-60.0)
+    assert_close(module(x, t), module.out_proj.bias.expand_as(x), **EXACT)
+
+
+def test_a_score_belongs_to_its_cell():
+    module, x, t, seen = mixer(), draw(1, 6, 5, HEADS * WIDTH), tables(6, 5, 3, True), []
+    moved = x.clone()
+    moved[0, 2, 3] += draw(HEADS * WIDTH, seed=9)
+    keep = lambda name, value: seen.append(value[1]) if name == "gate_score" else None
+    module(x, t, probe=keep), module(moved, t, probe=keep)
+    assert (seen[0] != seen[1]).flatten(-2).any(-1).nonzero().tolist() == [[0, 2, 3]]
+
+
 def test_the_gate_reads_the_input_it_is_told_to():
     x, t, residual = draw(1, 4, 4, HEADS * WIDTH), tables(4, 4, 4), draw(1, 4, 4, HEADS * WIDTH, seed=5)
     normed, raw = mixer(), mixer(gate_input="residual")
@@ -187,22 +235,36 @@ def test_lce_sees_the_map_as_it_lies():
     assert_close(module(x, tables(8, 8, 4, True)), expected, **EXACT)
 
 
+def reached(module, t, height, width, cell):
+    """Where the output changes when one cell is moved by random noise. Bool [h, w]."""
+    x = draw(1, height, width, HEADS * WIDTH)
+    moved = x.clone()
+    moved[0, cell[0], cell[1]] += draw(HEADS * WIDTH, seed=9)
+    return (module(moved, t) - module(x, t)).abs().amax(-1)[0] > 1e-9
+
+
+def its_region(height, width, window, cell):
+    expected = torch.zeros(height, width, dtype=torch.bool)
+    (top, bottom), (left, right) = (
+        next(r for r in regions(side, window, True) if r[0] <= at < r[1]) for side, at in zip((height, width), cell)
+    )
+    expected[top:bottom, left:right] = True
+    return expected
+
+
 @pytest.mark.parametrize(("height", "width", "window"), [(8, 8, 4), (9, 6, 4), (10, 10, 7)])
 def test_influence_stays_in_the_region(height, width, window):
     module, t = mixer(lce=0), tables(height, width, window, True)
-    x = draw(1, height, width, HEADS * WIDTH)
-    still = module(x, t)
-    rows, columns = (regions(side, window, True) for side in (height, width))
     for cell in [(0, 0), (height // 2, width // 2), (height - 1, width - 1)]:
-        moved = x.clone()
-        moved[0, cell[0], cell[1]] += draw(HEADS * WIDTH, seed=9)
-        changed = (module(moved, t) - still).abs().amax(-1)[0] > 1e-9  # [h, w]
-        expected = torch.zeros(height, width, dtype=torch.bool)
-        (top, bottom), (left, right) = (
-            next(r for r in axis if r[0] <= at < r[1]) for axis, at in zip((rows, columns), cell)
-        )
-        expected[top:bottom, left:right] = True
-        assert torch.equal(changed, expected), cell
+        assert torch.equal(reached(module, t, height, width, cell), its_region(height, width, window, cell)), cell
+
+
+@pytest.mark.parametrize("mask", ["row_mask", "column_mask"])
+def test_the_influence_map_sees_a_missing_mask(mask):
+    t = tables(8, 8, 4, True)
+    found = reached(mixer(lce=0), t._replace(**{mask: getattr(t, mask)[:1]}), 8, 8, (0, 0))
+    region = its_region(8, 8, 4, (0, 0))
+    assert found[region].all() and found.sum() == 2 * region.sum()  # the far end of one axis hears it too
 
 
 def test_nothing_about_places_is_learned_or_saved():
@@ -236,16 +298,29 @@ def test_wrong_sizes_are_refused():
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("attend", [decomposed, full])
-def test_traces_as_one_graph(attend, grad):
-    module = mixer(torch.float32, attend=attend)
+def test_eager_equals_compiled(attend, grad):
+    """One graph, the same output and the same gradients."""
+    module, x = mixer(torch.float32, attend=attend), draw(2, 9, 6, HEADS * WIDTH, dtype=torch.float32)
     t = tables(9, 6, 4, True, dtype=torch.float32) if attend is decomposed else FullTableBuilder(WIDTH, LOG_DECAY)(9, 6)
-    x = draw(2, 9, 6, HEADS * WIDTH, dtype=torch.float32)
-    traced = torch.compile(module, backend="eager", fullgraph=True)
+    traced = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=False)
     with torch.set_grad_enabled(grad):
-        assert_close(traced(x, t), module(x, t))
+        found, right = traced(x, t), module(x, t)
+    assert found.requires_grad == grad
+    assert_close(found, right)
+    if grad:
+        weights, up = list(module.parameters()), draw(*x.shape, seed=1, dtype=torch.float32)
+        for a, b in zip(torch.autograd.grad(found, weights, up), torch.autograd.grad(right, weights, up)):
+            assert_close(a, b, rtol=1e-4, atol=2e-4)
 
 
-def test_gradients():
-    module, t = mixer(), tables(3, 4, 2, True)
-    x = draw(1, 3, 4, HEADS * WIDTH).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: module(x, t), x)
+@pytest.mark.parametrize("attend", [decomposed, full])
+def test_gradients(attend):
+    module = mixer(attend=attend)
+    t = tables(3, 4, 2, True) if attend is decomposed else FullTableBuilder(WIDTH, LOG_DECAY).double()(3, 4)
+    names = list(dict(module.named_parameters()))
+
+    def run(x, *weights):
+        return torch.func.functional_call(module, dict(zip(names, weights)), (x, t))
+
+    inputs = draw(1, 3, 4, HEADS * WIDTH).requires_grad_(), *(p.detach().requires_grad_() for p in module.parameters())
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)

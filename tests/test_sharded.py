@@ -14,7 +14,8 @@ from sharded_worker import clipped, evaluate, moe_trainer, still_model
 from torch.utils._pytree import tree_map
 from toy_training import ToyModel, toy_trainer
 
-from minigated import checkpoint
+from minigated import checkpoint, commands
+from minigated.__main__ import main
 from minigated.checkpoint import list_checkpoints, load_model, newest_good
 from minigated.device import micro_batches
 from minigated.errors import InputError
@@ -186,13 +187,14 @@ def test_nothing_in_the_shares_can_run(worlds, tmp_path):
 # ------------------------------------------------------------------------------------------------- disagreement
 def test_processes_that_disagree_leave_with_one_line_and_status_two(worlds):
     lines = (worlds / "stderr").read_text().splitlines()
-    assert lines.count("statuses [2, 2]") == 2
+    assert lines.count("statuses [2, 2]") == 3
     said = [line for line in lines if not line.startswith("statuses")]
     assert said == [
         f"error: the processes disagree: {what}; give all of them the same settings"
         for what in (
             "rate is 0.5 in process 0 and 0.25 in process 1",
             "the shape of embedding.weight is [11, 8] in process 0 and [11, 6] in process 1",
+            "batch is 4 in process 0 and 8 in process 1",
         )
     ]
 
@@ -221,6 +223,18 @@ def test_experts_are_balanced_over_the_micro_batches_so_far():
     """An approximation, so near to the whole batch and not equal to it; the last micro-batch sees all counts."""
     whole, cut = (trained(moe_trainer(accumulate=n))[0].losses for n in (1, 2))
     assert whole[0] == pytest.approx(cut[0], rel=0.02) and whole[0] != cut[0]
+
+
+def test_the_command_counts_over_its_micro_batches(monkeypatch):
+    losses = []
+
+    def trainer(model, loss, *rest):
+        losses.append(loss)
+        raise InputError("seen")
+
+    monkeypatch.setattr(commands, "Trainer", trainer)
+    assert main(["train", "moe_nano", "--context", "16", "--batch", "4", "--accumulate", "2", "--device", "cpu"]) == 2
+    assert losses[0].running.micro_batches == 2
 
 
 def test_micro_batches_keep_the_form_of_a_batch_and_refuse_a_bad_cut():

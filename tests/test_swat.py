@@ -4,6 +4,7 @@
 """
 
 import math
+import shutil
 
 import pytest
 import swat_by_hand
@@ -11,6 +12,7 @@ import torch
 from swat_cases import ALTERNATIVES, DEFAULT, assert_same, build, by_hand, different, draw
 
 import minigated.swat as swat
+from minigated.decay import rotation_table
 from minigated.errors import InputError
 from minigated.swat import SwatAttention, SwatOptions, SwatTableBuilder, balanced_slopes, swat_loops, swat_pass
 from minigated.swat_options import READINGS, unchanged
@@ -124,6 +126,22 @@ def test_forms_agree_in_every_precision(axis, window, form, dtype, device):
     wanted.backward(upstream.double())
     for a, b in [(found, wanted)] + [(a.grad, b.grad) for a, b in zip(own, exact)]:
         assert_same(a, b, TOLERANCE[dtype] * (4 if dtype == torch.bfloat16 else 1))
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("form", ["matmul", "pointwise"])
+def test_a_pass_compiles_with_and_without_gradients(form, device):
+    qkv, upstream, tables, _ = pass_case(2, 2, torch.float32, 2, 4, device)
+    one = lambda q, k, v: swat_pass(q, k, v, *tables, 2, 2, form)
+    compiled = torch.compile(one, dynamic=False, fullgraph=True)
+    with torch.no_grad():
+        assert_same(compiled(*qkv), one(*qkv), TOLERANCE[torch.float32])
+    own, exact = ([t.clone().requires_grad_() for t in qkv] for _ in range(2))
+    found, wanted = compiled(*own), one(*exact)
+    found.backward(upstream)
+    wanted.backward(upstream)
+    for a, b in [(found, wanted)] + [(a.grad, b.grad) for a, b in zip(own, exact)]:
+        assert_same(a, b, TOLERANCE[torch.float32])
 
 
 def wrong_pass(weigh):
@@ -252,6 +270,10 @@ WRONG_MIXERS = {
     "height before width": height_first,
     "no shift mask in the width pass": tables_changed(column_decay=lambda t: one_region(t.column_decay)),
     "no shift mask in the height pass": tables_changed(row_decay=lambda t: one_region(t.row_decay)),
+    "rotation counted on the map": tables_changed(
+        cos=lambda t: rotation_table(*t.cos.shape, torch.float64)[0],
+        sin=lambda t: rotation_table(*t.sin.shape, torch.float64)[1],
+    ),
     "no rotation": tables_changed(cos=lambda t: torch.ones_like(t.cos), sin=lambda t: torch.zeros_like(t.sin)),
     "signs opposed in one pass": tables_changed(row_bias=lambda t: -t.row_bias),
     "heads reversed": tables_changed(

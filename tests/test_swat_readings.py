@@ -36,6 +36,17 @@ def test_rows_do_not_sum_to_one_and_forbidden_pairs_are_exactly_zero():
     assert forbidden.any() and (weights[forbidden] == 0).all() and (weights[~forbidden] > 0).all()
 
 
+def test_a_key_without_a_value_is_nobodys_business():
+    q, k, v = (draw(1, 1, 5, 2, 4, seed=seed) for seed in range(3))
+    v[:, :, 2], other = 0, k.clone()
+    other[:, :, 2] = draw(2, 4, seed=3)
+    tables = tables_of(2, size=(1, 5), window=None)
+    attend = lambda k, weigh: swat_pass(q, k, v, tables.column_bias, tables.column_decay, 2, weigh=weigh)
+    assert_same(attend(k, NORMS["none"].weights), attend(other, NORMS["none"].weights))
+    shared = NORMS["row_sum"].weights  # shares, as in a softmax: one key's score is everybody's business
+    assert (attend(k, shared) - attend(other, shared)).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(("window", "flat", "dimmed"), [(4, 2.0, 1.85), (7, 3.5, 3.0), (8, 4.0, 3.4), (14, 7.0, 5.3)])
 def test_a_row_sums_to_about_half_the_window_at_the_start(window, flat, dimmed):
     nothing = torch.zeros(window, 2, 4, dtype=torch.float64)  # scores of zero, as before training
@@ -248,13 +259,19 @@ class Layer(nn.Module):
 def test_eager_equals_compiled(options, grad, ready):
     torch._dynamo.reset()
     layer, x = Layer(options), draw(2, 5, 7, 16)
-    wanted = copy.deepcopy(layer)(x)
+    plain = copy.deepcopy(layer)
+    wanted = plain(x)
     if ready:
         layer.tables(5, 7)
     with torch.set_grad_enabled(grad):
-        found = torch.compile(layer, backend="eager", fullgraph=True, dynamic=False)(x)
+        found = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=False)(x)
     assert found.requires_grad == grad
     assert_same(found, wanted)
+    if grad:
+        up = draw(*x.shape, seed=1)
+        own, exact = (torch.autograd.grad(y, m.parameters(), up) for y, m in ((found, layer), (wanted, plain)))
+        for a, b in zip(own, exact, strict=True):
+            assert_same(a, b, 1e-11)
 
 
 def test_a_layer_can_be_pickled():

@@ -134,6 +134,15 @@ def test_small_images_make_attention_global(name):
         assert all(window == (height, 0, height, 0) for window in stage)
 
 
+def test_without_gate_and_windows_it_is_rmt():
+    ours, rmt = nano(gate="none"), nano("rmt_nano")
+    rmt.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        assert_close(ours(images(2, 3, 32, 32)), rmt(images(2, 3, 32, 32)))
+        larger = images(2, 3, 128, 128)
+        assert (ours(larger) - rmt(larger)).abs().max() > 1e-4 * rmt(larger).std()  # windows act
+
+
 def test_larger_images_have_windows_and_every_second_block_shifts():
     model = nano(window=4)
     still, shifted = windows(model, [(16, 16), (8, 8), (4, 4), (2, 2)])[0]

@@ -16,7 +16,7 @@ def bench_command(args) -> int:
     for name in named:
         one_of("suite", name, SUITES)
     scale = args.scale or ("gpu" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
-    words = tuple(args.only.split(",")) if args.only else None
+    words = tuple(args.only) or None
     options = {"seeds": args.seeds, "device": args.device, "out": args.out, "resume": args.resume}
     options["seconds"] = args.seconds
     bad = 0

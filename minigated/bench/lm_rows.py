@@ -66,8 +66,11 @@ def loss_and_gradients(loss: Callable[[], Tensor], weights: list[nn.Parameter]) 
 
 def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """A step: gradients of `loss`, then AdamW over all weights, one fused kernel on CUDA."""
-    fused = True if next(model.parameters()).is_cuda else None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=TrainConfig.betas, weight_decay=0.1, fused=fused)
+    device = next(model.parameters()).device
+    options = {"lr": 1e-4, "betas": TrainConfig.betas, "weight_decay": 0.1}
+    if device.type == "cuda":
+        options |= {"lr": torch.tensor(1e-4, device=device), "fused": True, "capturable": True}  # may be recorded
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
 
     def step() -> Tensor:
         value = loss()

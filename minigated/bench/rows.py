@@ -31,6 +31,7 @@ class Prepared:
         flops: of one call, where the row did not know them before the model was built.
         tolerance: of `difference`; `TOLERANCE` of the case's dtype by default.
         facts: what is worth keeping beside the time, JSON-able, e.g. the number of parameters.
+        counted: whether the allocator sees its memory; that of a CUDA graph it does not.
     """
 
     step: Callable[[], object]
@@ -38,6 +39,7 @@ class Prepared:
     facts: dict = field(default_factory=dict)
     tolerance: float | None = None
     flops: float | None = None
+    counted: bool = True
 
 
 @dataclass
@@ -151,7 +153,8 @@ def _start(case: Case, row: Row, timer: Timer) -> tuple[dict, Callable | None]:
                 return result | {"state": "wrong", "error": min(result["error"], 1e30), "reason": reason}, None
         result["prepare_seconds"] = timer.now() - start
         result["first_seconds"], result["call_seconds"] = warm_up(prepared.step, timer)
-        memory.measure(prepared.step)
+        if prepared.counted:
+            memory.measure(prepared.step)
     except Absent as reason:
         return result | {"state": "absent", "reason": str(reason)}, None
     except Exception as error:  # whatever a peer or a compiler raises must not take the other rows with it

@@ -1,5 +1,6 @@
 """Runs a suite: the machine's ceilings, then case by case, each logged as it comes; then a table and a record."""
 
+import shlex
 import time
 from importlib import import_module
 from pathlib import Path
@@ -119,7 +120,7 @@ def _record(suite, module, results, ceilings, settings, seconds, names) -> dict 
     first = {result["case"]: result for result in reversed(timed)}
     rows = [record_row(result, first[result["case"]], ceilings) for result in timed]
     untimed = [{key: r[key] for key in ("case", "row", "state", "reason")} for r in results if not r["times"]]
-    only = f" --only {','.join(names)}" if names else ""
+    only = "".join(f" --only {shlex.quote(name)}" for name in names or ())
     return records.make(
         files=[],
         id=f"ch09_bench_{suite}",

@@ -1,7 +1,8 @@
 """Whole backbones: a training step and inference at 32 and at 224 pixels, beside timm's Swin of the same size.
 
 The peer is another function, so its outputs are not compared; its parameters are equal to ours within a hundredth where
-a Swin of that size exists. Ours, compiled, must give what it gives eager. Stochastic depth is off everywhere.
+a Swin of that size exists. Ours, compiled or recorded, must give what it gives eager. "Recorded" is the step as one
+CUDA graph, as `minigated.train` runs a backbone; the peer gets it too. Stochastic depth is off everywhere.
 """
 
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from minigated.bench.formulas import TRAINING, vit_bytes, vit_flops
 from minigated.bench.lm_rows import deep_tolerance, training_step
 from minigated.bench.peers import equal_swin, named, swin
+from minigated.bench.recorded import recorded
 from minigated.bench.rows import Absent, Case, Prepared, Row
 from minigated.bench.runner import run_suite
 from minigated.cost import count_flops
@@ -24,10 +26,12 @@ from minigated.vit_sizes import SIZES, build_vit
 CLAIM = "a gated retention backbone trains at least as fast as a compiled Swin with as many parameters"
 FILES = [
     "vit.py", "vit_mixers.py", "vit_parts.py", "vit_sizes.py", "retention.py", "decay_passes.py", "swat.py",
-    "swat_tables.py", "layers.py", "windows.py", "tables.py", "bench/lm_rows.py", "bench/peers.py",
-    "bench/suite_vit.py",
+    "swat_tables.py", "layers.py", "windows.py", "tables.py", "kernels/__init__.py", "kernels/depthwise_triton.py",
+    "kernels/windowed_triton.py", "bench/lm_rows.py", "bench/peers.py", "bench/recorded.py", "bench/suite_vit.py",
 ]  # fmt: skip
 MIXERS = ("retention", "swat")
+EAGER, COMPILED, RECORDED, BOTH = "eager", "compiled", "recorded", "compiled and recorded"
+COMPILES = "32 px, small"  # where ours is compiled too: a minute a row
 # name -> size, pixels, first patch, window, images in training and in inference. Patch and window are the peer's too.
 SIZED = {
     "cpu": {"32 px, nano": ("nano", 32, 4, 4, 8, 8)},
@@ -57,11 +61,23 @@ def make_ours(config: ViTConfig, device: torch.device) -> torch.nn.Module:
     return build_vit(config, device)
 
 
-def prepare(make, compiled: bool, training: bool, batch: int, pixels: int, device, checked: bool, facts) -> Prepared:
+class Later:
+    """A step that is recorded at its first call, after the check: recording a training step moves its weights."""
+
+    def __init__(self, step, device: torch.device):
+        self.step, self.device, self.replay = step, device, None
+
+    def __call__(self):
+        if self.replay is None:
+            self.replay = recorded(self.step, self.device)
+        return self.replay()
+
+
+def prepare(make, way: str, training: bool, batch: int, pixels: int, device, checked: bool, facts) -> Prepared:
     """A backbone, ready to train or to look at images.
 
     Args:
-        make: (device) -> the model. checked: whether the eager model of `make` is the reference.
+        make: (device) -> the model. way: how it runs. checked: whether the eager model of `make` is the reference.
     """
     model, data = make(device).to(memory_format=torch.channels_last), images(batch, pixels, device)
     model.train(training)
@@ -73,46 +89,58 @@ def prepare(make, compiled: bool, training: bool, batch: int, pixels: int, devic
             y = model(data)
             return F.cross_entropy(y.float(), labels) if training else y
 
+    compiled, graph = way in (COMPILED, BOTH), way in (RECORDED, BOTH)
     run = torch.compile(forward, dynamic=False) if compiled else forward
     step = training_step(model, run) if training else torch.no_grad()(run)
     weights = [p for p in model.parameters() if p.ndim > 1][:: max(1, len(list(model.parameters())) // 4)]
 
-    def check():
+    def outputs(run):
         if not training:
-            return [step()], [torch.no_grad()(forward)()]
-        return [[value, *torch.autograd.grad(value, weights)] for value in (run(), forward())]
+            return [torch.no_grad()(run)()]
+        value = run()
+        return [value, *torch.autograd.grad(value, weights)]
 
-    facts = {"parameters": parameters(model), **facts}
-    return Prepared(step, check if compiled and checked else None, facts, deep_tolerance(device))
+    def check():
+        look = partial(outputs, run)
+        return (recorded(look, device) if graph else look)(), outputs(forward)
+
+    facts = {"parameters": parameters(model), "compiled": compiled, "recorded": graph, **facts}
+    check = check if way != EAGER and checked else None
+    if graph:
+        step = Later(step, device)
+    return Prepared(step, check, facts, deep_tolerance(device), counted=not graph)
 
 
-def our_rows(sizes: tuple, training: bool, device) -> list[Row]:
-    """Both mixers, eager and, on a GPU, compiled."""
+def our_rows(name: str, sizes: tuple, training: bool, device) -> list[Row]:
+    """Both mixers: eager, on a GPU recorded too, and retention compiled where that is not too long."""
     size, pixels, patch, window, *batches = sizes
     batch, item, rows = batches[0 if training else 1], 2 if device.type == "cuda" else 4, []
     for mixer in MIXERS:
         config = our_config(mixer, size, pixels, patch, window)
         flops = vit_flops(config) * batch * (TRAINING if training else 1)
         moved = vit_bytes(config, parameters(build_vit(config, "meta")), batch, item, training)
-        for compiled in (False, True) if device.type == "cuda" else (False,):
-            make, facts = partial(make_ours, config), {"compiled": compiled, "mixer": mixer}
+        ways = [EAGER, RECORDED] if device.type == "cuda" else [EAGER]
+        if device.type == "cuda" and name == COMPILES and mixer == "retention" and training:
+            ways += [COMPILED, BOTH]
+        for way in ways:
+            make = partial(make_ours, config)
             rows.append(
                 Row(
-                    f"minigated {mixer}, {'compiled' if compiled else 'eager'}",
-                    partial(prepare, make, compiled, training, batch, pixels, device, True, facts),
-                    state="equal" if compiled else "reference",
+                    f"minigated {mixer}, {way}",
+                    partial(prepare, make, way, training, batch, pixels, device, True, {"mixer": mixer}),
+                    state="reference" if way == EAGER else "equal",
                     flops=flops, bytes=moved, items=batch,
                 )
             )  # fmt: skip
     return rows
 
 
-def prepare_swin(options_of, compiled: bool, training: bool, batch: int, pixels: int, device) -> Prepared:
+def prepare_swin(options_of, way: str, training: bool, batch: int, pixels: int, device) -> Prepared:
     """timm's Swin, its size found when it is asked for, so that a missing library is one absent row."""
     options, count = options_of()
-    facts = {"compiled": compiled, "library": named("timm"), "swin": {k: str(v) for k, v in options.items()}}
+    facts = {"library": named("timm"), "swin": {k: str(v) for k, v in options.items()}}
     torch.manual_seed(0)
-    prepared = prepare(partial(swin, options), compiled, training, batch, pixels, device, False, facts)
+    prepared = prepare(partial(swin, options), way, training, batch, pixels, device, False, facts)
     if prepared.facts["parameters"] != count:
         raise Absent(f"timm built {prepared.facts['parameters']:,} parameters where {count:,} were counted")
     meta = torch.device("meta")
@@ -122,19 +150,19 @@ def prepare_swin(options_of, compiled: bool, training: bool, batch: int, pixels:
 
 
 def swin_rows(sizes: tuple, training: bool, device) -> list[Row]:
-    """timm's Swin with as many parameters as our retention backbone."""
+    """timm's Swin with as many parameters as our retention backbone, in every way that makes it faster."""
     size, pixels, patch, window, *batches = sizes
     config, batch = our_config("retention", size, pixels, patch, window), batches[0 if training else 1]
     target = parameters(build_vit(config, "meta"))
     options_of = partial(equal_swin, target, pixels, patch, window, config.classes, config.depths[2])
     return [
         Row(
-            f"timm Swin, equal parameters, {'compiled' if compiled else 'eager'}",
-            partial(prepare_swin, options_of, compiled, training, batch, pixels, device),
+            f"timm Swin, equal parameters, {way}",
+            partial(prepare_swin, options_of, way, training, batch, pixels, device),
             state="other function",
             items=batch,
         )
-        for compiled in ((False, True) if device.type == "cuda" else (False,))
+        for way in ((EAGER, COMPILED, BOTH) if device.type == "cuda" else (EAGER,))
     ]
 
 
@@ -144,7 +172,7 @@ def cases(scale: str, device: torch.device) -> list[Case]:
     made = []
     for name, sizes in SIZED[scale].items():
         for training in (True, False):
-            rows = our_rows(sizes, training, device) + swin_rows(sizes, training, device)
+            rows = our_rows(name, sizes, training, device) + swin_rows(sizes, training, device)
             made.append(Case(f"{name}, {'training' if training else 'inference'}", rows, "images", dtype))
     return made
 

@@ -1,4 +1,4 @@
-"""`ch05_full_size`: the paper's sizes, 73 to 79 M parameters, on CIFAR-10 as far as ten minutes of one GPU carry them."""
+"""`ch05_full_size`: the paper's sizes, 79 M parameters, on CIFAR-10 as far as ten minutes of one GPU carry them."""
 
 from functools import partial
 

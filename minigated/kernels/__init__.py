@@ -54,20 +54,43 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
-    return torch.ops.minigated.depthwise(x, weight, bias, False)
+    return torch.ops.minigated.depthwise(x, weight, bias, False, None)
 
 
 def windowed_softmax(
-    q: Tensor, k: Tensor, v: Tensor, row_mask: Tensor, column_mask: Tensor, row_window: int, column_window: int
-) -> Tensor:
-    """`decomposed_fast` as one kernel; shapes as there."""
-    q, k = q.to(v.dtype), k.to(v.dtype)
-    tables = (row_mask, column_mask, row_mask, column_mask)  # the softmax has nothing that multiplies
-    return torch.ops.minigated.windowed(q, k, v, *tables, [row_window, column_window], True)
+    qkv: Tensor, cos: Tensor | None, sin: Tensor | None, row_mask: Tensor, column_mask: Tensor,
+    window: tuple[int, int], shift: tuple[int, int] = (0, 0),
+) -> Tensor:  # fmt: skip
+    """Rotation, shift and both passes of chapter 5 as one kernel.
+
+    Args:
+        qkv: [B, h, w, 3, H, D]. cos, sin: [h, w, D], or None for no rotation. row_mask, column_mask: as in
+            `decomposed_fast`. window, shift: cells along height and width; windows must divide the map.
+
+    Returns:
+        [B, h, w, H, D].
+    """
+    masks = (row_mask, column_mask) * 2  # the softmax has nothing that multiplies
+    return torch.ops.minigated.windowed(qkv, None, cos, sin, *masks, list(window), list(shift), True)
 
 
-def windowed_sigmoid(q: Tensor, k: Tensor, v: Tensor, tables, row_window: int, column_window: int) -> Tensor:
-    """Both passes of `swat_decomposed` as one kernel; `tables` are `SwatTables`."""
-    q, k = q.to(v.dtype), k.to(v.dtype)
-    tables = (tables.row_bias, tables.column_bias, tables.row_decay, tables.column_decay)
-    return torch.ops.minigated.windowed(q, k, v, *tables, [row_window, column_window], False)
+def windowed_local(
+    qkv: Tensor, conv: torch.nn.Conv2d, cos: Tensor | None, sin: Tensor | None, row_mask: Tensor, column_mask: Tensor,
+    window: tuple[int, int], shift: tuple[int, int] = (0, 0),
+) -> Tensor:  # fmt: skip
+    """`windowed_softmax` plus a depth-wise convolution of the values, as which the two gradients of v are one."""
+    masks = (row_mask, column_mask)
+    return torch.ops.minigated.windowed_local(qkv, conv.weight, conv.bias, cos, sin, *masks, list(window), list(shift))
+
+
+def windowed_sigmoid(qk: Tensor, v: Tensor, tables, shift: tuple[int, int] = (0, 0)) -> Tensor:
+    """Rotation, shift and both passes of `swat_decomposed` as one kernel.
+
+    Args:
+        qk: [B, h, w, 2, H, D]. v: [B, h, w, H, D]. tables: `SwatTables`. shift: as in `windowed_softmax`.
+    """
+    window = [tables.rows.window, tables.columns.window]
+    of_scores = (tables.row_bias, tables.column_bias, tables.row_decay, tables.column_decay)
+    return torch.ops.minigated.windowed(
+        qk.to(v.dtype), v, tables.cos, tables.sin, *of_scores, window, list(shift), False
+    )

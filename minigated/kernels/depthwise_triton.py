@@ -16,8 +16,9 @@ PART = 128  # cells that one program sums for the gradient of the filters
 
 @triton.jit
 def _convolve(
-    x, weight, bias, out, cells, height, width, channels, stride,
-    K: tl.constexpr, MIRROR: tl.constexpr, BIAS: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, weight, bias, plus, out, cells, height, width, channels, stride,
+    K: tl.constexpr, MIRROR: tl.constexpr, BIAS: tl.constexpr, PLUS: tl.constexpr, CELLS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):  # fmt: skip
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -36,6 +37,9 @@ def _convolve(
         factor = tl.load(weight + channel * K * K + index, inside, 0.0)
         total += value.to(tl.float32) * factor.to(tl.float32)[None, :]
     at = cell.to(tl.int64) * channels
+    if PLUS:
+        there = (cell < cells)[:, None] & inside[None, :]
+        total += tl.load(plus + at[:, None] + channel[None, :], there, 0.0).to(tl.float32)
     tl.store(out + at[:, None] + channel[None, :], total, (cell < cells)[:, None] & inside[None, :])
 
 
@@ -75,15 +79,19 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
 
 
 @triton_op("minigated::depthwise", mutates_args={})
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool) -> Tensor:
-    """[B, h, w, C] with filters [C, 1, k, k] -> [B, h, w, C] in the dtype of x; `mirror` gives the map's gradient."""
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool, plus: Tensor | None) -> Tensor:
+    """[B, h, w, C] with filters [C, 1, k, k] -> [B, h, w, C] in the dtype of x; `mirror` gives the map's gradient.
+
+    `plus`, [B, h, w, C], is added to the result.
+    """
     x, stride = _even(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     cells, height, width, channels = _sizes(x)
     grid = (triton.cdiv(cells, CELLS), triton.cdiv(channels, CHANNELS))
     wrap_triton(_convolve)[grid](
-        x, weight, bias, out, cells, height, width, channels, stride, K=weight.shape[-1], MIRROR=mirror,
-        BIAS=not mirror, CELLS=CELLS, CHANNELS=CHANNELS, num_warps=4,
+        x, weight, bias, out if plus is None else plus.contiguous(), out, cells, height, width, channels, stride,
+        K=weight.shape[-1], MIRROR=mirror, BIAS=not mirror, PLUS=plus is not None, CELLS=CELLS, CHANNELS=CHANNELS,
+        num_warps=4,
     )  # fmt: skip
     return out
 
@@ -105,14 +113,21 @@ def depthwise_filters(x: Tensor, gradient: Tensor, kernel: int) -> Tensor:
 
 def _keep(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:2])
+    ctx.plus = inputs[4] is not None
+
+
+def filter_gradients(x: Tensor, gradient: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the filters, in their shape and dtype, and of the bias, [C] float32."""
+    sums = depthwise_filters(x, gradient, weight.shape[-1])
+    return sums[:-1].T.reshape(weight.shape).to(weight.dtype), sums[-1]
 
 
 def _backward(ctx, gradient):
     x, weight = ctx.saved_tensors
     gradient = gradient.contiguous()
-    sums = depthwise_filters(x, gradient, weight.shape[-1])
-    filters = sums[:-1].T.reshape(weight.shape).to(weight.dtype)
-    return depthwise(gradient, weight, weight, True), filters, sums[-1].to(weight.dtype), None
+    filters, bias = filter_gradients(x, gradient, weight)
+    plus = gradient if ctx.plus else None
+    return depthwise(gradient, weight, weight, True, None), filters, bias.to(weight.dtype), None, plus
 
 
 depthwise.register_autograd(_backward, setup_context=_keep)

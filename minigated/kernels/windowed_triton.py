@@ -4,6 +4,10 @@ A program owns one head of one window, or of several windows where these are sma
 the result once: the width pass and the height pass share the scores q k^T of all pairs of cells, of which each pass
 uses those in its own rows or columns, and the value between the passes never leaves the chip. Of the products with a
 64 x 64 matrix seven eighths are zeros, which costs a tensor core less than moving the value would.
+
+Everything around the passes that would be a journey through memory of its own is done on the way: queries and keys are
+rotated as they are read, a shift only changes which cells are read, and the gradients of q, k and v are written side by
+side, where the projection wants them.
 """
 
 import torch
@@ -11,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
+
+from minigated.kernels.depthwise_triton import depthwise, filter_gradients
 
 
 @triton.jit
@@ -44,8 +50,11 @@ def _slope(gradient, weights, derivative, SOFTMAX: tl.constexpr):
 
 
 @triton.jit
-def _place(windows, nh, nw, ph, pw, WH: tl.constexpr, WW: tl.constexpr, TILE: tl.constexpr):
-    """Of each line of the tile: whether there is a cell, its number on the map, its window and its place in it."""
+def _place(windows, nh, nw, ph, pw, up, left, WH: tl.constexpr, WW: tl.constexpr, TILE: tl.constexpr):
+    """Of each line of the tile: whether there is a cell, its number on the map, its window and its place in it.
+
+    `up` and `left` are the shift: the windows lie on the map rolled by so many cells.
+    """
     line, held = tl.arange(0, TILE), TILE // (WH * WW)
     inside = line % (WH * WW)
     window = tl.program_id(0) * held + line // (WH * WW)
@@ -53,24 +62,50 @@ def _place(windows, nh, nw, ph, pw, WH: tl.constexpr, WW: tl.constexpr, TILE: tl
     window = tl.where(there, window, -1 - line)  # no two lines without a cell share a window
     image, down, right = window // (nh * nw), (window // nw) % nh, window % nw
     row, column = inside // WW, inside % WW
-    cell = (image * ph + down * WH + row).to(tl.int64) * pw + right * WW + column
+    y, x = down * WH + row + up, right * WW + column + left
+    y, x = tl.where(y >= ph, y - ph, y), tl.where(x >= pw, x - pw, x)
+    cell = (image * ph + y).to(tl.int64) * pw + x
     down, right = tl.where(there, down, 0), tl.where(there, right, 0)
     return there, cell, window, down, right, row, column
 
 
 @triton.jit
+def _turned(x, at, real, d, cos, sin, sign, SWAPPED: tl.constexpr):
+    """Rows of a matrix with neighbouring channels (0, 1), (2, 3), ... rotated; also with the two of a pair swapped."""
+    value = tl.load(x + at + d[None, :], real, 0.0)
+    other = tl.load(x + at + (d ^ 1)[None, :], real, 0.0)
+    turned = (value * cos + other * sign * sin).to(value.dtype)
+    if SWAPPED:
+        return turned, (other * cos - value * sign * sin).to(value.dtype)
+    return turned, turned
+
+
+@triton.jit
+def _angles(cos, sin, row, column, pw, real, d, D: tl.constexpr):
+    """Cosines and sines of the cells of a tile, and the sign that the partner of each channel gets."""
+    at = (row * pw + column)[:, None] * D + d[None, :]
+    sign = tl.where(d % 2 == 0, -1.0, 1.0)[None, :]
+    return tl.load(cos + at, real, 0.0), tl.load(sin + at, real, 0.0), sign
+
+
+@triton.jit
 def _forward(
-    q, k, v, row_add, column_add, row_times, column_times, out, q_step, k_step, v_step,
-    windows, nh, nw, ph, pw, heads, scale,
+    q, k, v, cos, sin, row_add, column_add, row_times, column_times, out, q_step, k_step, v_step,
+    windows, nh, nw, ph, pw, up, left, heads, scale,
     D: tl.constexpr, BLOCK: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TURN: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    there, cell, window, down, right, row, column = _place(windows, nh, nw, ph, pw, WH, WW, TILE)
+    there, cell, window, down, right, row, column = _place(windows, nh, nw, ph, pw, up, left, WH, WW, TILE)
     head, d = tl.program_id(1), tl.arange(0, BLOCK)
     real = there[:, None] & (d < D)[None, :]
     part = (head * D + d)[None, :]
-    a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
-    b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
+    if TURN:
+        c, s, sign = _angles(cos, sin, row, column, pw, real, d, D)
+        a, _ = _turned(q, cell[:, None] * q_step + head * D, real, d, c, s, sign, False)
+        b, _ = _turned(k, cell[:, None] * k_step + head * D, real, d, c, s, sign, False)
+    else:
+        a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
+        b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
     z = tl.load(v + cell[:, None] * v_step + part, real, 0.0)
     scores = tl.dot(a, tl.trans(b), input_precision=PRECISION) * scale
     mates = (window[:, None] == window[None, :]) & there[:, None]
@@ -87,20 +122,25 @@ def _forward(
 
 @triton.jit
 def _backward(
-    q, k, v, row_add, column_add, row_times, column_times, gradient, dq, dk, dv, q_step, k_step, v_step,
-    windows, nh, nw, ph, pw, heads, scale,
+    q, k, v, cos, sin, row_add, column_add, row_times, column_times, gradient, more, dq, dk, dv,
+    q_step, k_step, v_step, windows, nh, nw, ph, pw, up, left, heads, scale, dq_step, dv_step,
     D: tl.constexpr, BLOCK: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TURN: tl.constexpr, MORE: tl.constexpr, TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    there, cell, window, down, right, row, column = _place(windows, nh, nw, ph, pw, WH, WW, TILE)
+    there, cell, window, down, right, row, column = _place(windows, nh, nw, ph, pw, up, left, WH, WW, TILE)
     head, d = tl.program_id(1), tl.arange(0, BLOCK)
     real = there[:, None] & (d < D)[None, :]
     part = (head * D + d)[None, :]
-    a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
-    b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
+    if TURN:
+        c, s, sign = _angles(cos, sin, row, column, pw, real, d, D)
+        a, a_swapped = _turned(q, cell[:, None] * q_step + head * D, real, d, c, s, sign, True)
+        b, b_swapped = _turned(k, cell[:, None] * k_step + head * D, real, d, c, s, sign, True)
+    else:
+        a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
+        b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
     z = tl.load(v + cell[:, None] * v_step + part, real, 0.0)
-    at = cell[:, None] * (heads * D) + part
-    g = tl.load(gradient + at, real, 0.0)
+    g = tl.load(gradient + cell[:, None] * (heads * D) + part, real, 0.0)
     scores = tl.dot(a, tl.trans(b), input_precision=PRECISION) * scale
     mates = (window[:, None] == window[None, :]) & there[:, None]
     same_row = mates & (row[:, None] == row[None, :])
@@ -116,9 +156,18 @@ def _backward(
     change = tl.dot(g, tl.trans(z), input_precision=PRECISION)
     slope = (slope + _slope(change, p, p_slope, SOFTMAX)) * scale
     slope = slope.to(z.dtype)
-    tl.store(dv + at, tl.dot(tl.trans(p.to(z.dtype)), g, input_precision=PRECISION), real)
-    tl.store(dq + at, tl.dot(slope, b, input_precision=PRECISION), real)
-    tl.store(dk + at, tl.dot(tl.trans(slope), a, input_precision=PRECISION), real)
+    g = tl.dot(tl.trans(p.to(z.dtype)), g, input_precision=PRECISION)
+    if MORE:
+        g += tl.load(more + cell[:, None] * (heads * D) + part, real, 0.0)
+    tl.store(dv + cell[:, None] * dv_step + part, g, real)
+    da = tl.dot(slope, b, input_precision=PRECISION)
+    db = tl.dot(tl.trans(slope), a, input_precision=PRECISION)
+    if TURN:  # back by the same angle; a product with swapped channels is the product's swapped channels
+        da = da * c - tl.dot(slope, b_swapped, input_precision=PRECISION) * sign * s
+        db = db * c - tl.dot(tl.trans(slope), a_swapped, input_precision=PRECISION) * sign * s
+    at = cell[:, None] * dq_step + part
+    tl.store(dq + at, da, real)
+    tl.store(dk + at, db, real)
 
 
 def _even(x: Tensor) -> tuple[Tensor, int]:
@@ -130,55 +179,114 @@ def _even(x: Tensor) -> tuple[Tensor, int]:
     return x.contiguous(), x.shape[3] * channels
 
 
-def _launch(q, k, v, tables, window: list[int], softmax: bool) -> tuple[list, dict, tuple]:
+def _launch(packed, v, cos, sin, tables, window: list[int], shift: list[int], softmax: bool) -> tuple:
     """Arguments, constants and grid that both kernels share."""
-    (q, q_step), (k, k_step), (v, v_step) = (_even(x) for x in (q, k, v))
+    values = packed.select(3, 2) if v is None else v
+    (q, q_step), (k, k_step), (v, v_step) = (_even(x) for x in (packed.select(3, 0), packed.select(3, 1), values))
     batch, ph, pw, heads, width = v.shape
     nh, nw = ph // window[0], pw // window[1]
     tile = max(16, triton.next_power_of_2(window[0] * window[1]))
     held, windows = tile // (window[0] * window[1]), batch * nh * nw
+    angles = [tables[0]] * 2 if cos is None else [cos.contiguous(), sin.contiguous()]
     tables = [table.contiguous() for table in tables]
-    places = [q_step, k_step, v_step, windows, nh, nw, ph, pw, heads, width**-0.5]
+    places = [q_step, k_step, v_step, windows, nh, nw, ph, pw, *shift, heads, width**-0.5]
     rows, columns = (1 if t.ndim == 3 else len(t) for t in (tables[2:] if not softmax else tables[:2]))
     constants = {
         "D": width, "BLOCK": max(16, triton.next_power_of_2(width)), "WH": window[0], "WW": window[1], "ROWS": rows,
-        "COLUMNS": columns, "SOFTMAX": softmax, "TILE": tile, "num_warps": max(1, tile // 16),
+        "COLUMNS": columns, "SOFTMAX": softmax, "TURN": cos is not None, "TILE": tile, "num_warps": max(1, tile // 16),
         "PRECISION": "ieee" if v.dtype == torch.float32 else "tf32",
     }  # fmt: skip
-    return [q, k, v, *tables], places, constants, (triton.cdiv(windows, held), heads)
+    return [q, k, v, *angles, *tables], places, constants, (triton.cdiv(windows, held), heads)
 
 
 @triton_op("minigated::windowed", mutates_args={})
 def windowed(
-    q: Tensor, k: Tensor, v: Tensor, row_add: Tensor, column_add: Tensor, row_times: Tensor, column_times: Tensor,
-    window: list[int], softmax: bool,
+    packed: Tensor, v: Tensor | None, cos: Tensor | None, sin: Tensor | None,
+    row_add: Tensor, column_add: Tensor, row_times: Tensor, column_times: Tensor,
+    window: list[int], shift: list[int], softmax: bool,
 ) -> Tensor:  # fmt: skip
-    """[B, h, w, H, D] three times -> [B, h, w, H, D]; `add` goes into the scores, `times` multiplies the sigmoid."""
-    tensors, places, constants, grid = _launch(q, k, v, (row_add, column_add, row_times, column_times), window, softmax)
-    out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    """Both passes.
+
+    Args:
+        packed: [B, h, w, 2, H, D], queries and keys; without `v` [B, h, w, 3, H, D], values too. v: [B, h, w, H, D].
+        cos, sin: of the rotation, [h, w, D], of which the first window is read; none for no rotation.
+        row_add, column_add: added to the scores, [H, W, W] or one a segment. row_times, column_times: multiply the
+            sigmoid; a softmax does not read them. window, shift: cells along height and width.
+
+    Returns:
+        [B, h, w, H, D].
+    """
+    tables = (row_add, column_add, row_times, column_times)
+    tensors, places, constants, grid = _launch(packed, v, cos, sin, tables, window, shift, softmax)
+    out = torch.empty(tensors[2].shape, dtype=packed.dtype, device=packed.device)
     wrap_triton(_forward)[grid](*tensors, out, *places, **constants)
     return out
 
 
 @triton_op("minigated::windowed_gradients", mutates_args={})
 def windowed_gradients(
-    q: Tensor, k: Tensor, v: Tensor, row_add: Tensor, column_add: Tensor, row_times: Tensor, column_times: Tensor,
-    gradient: Tensor, window: list[int], softmax: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k and v."""
-    tensors, places, constants, grid = _launch(q, k, v, (row_add, column_add, row_times, column_times), window, softmax)
-    made = [torch.empty(v.shape, dtype=v.dtype, device=v.device) for _ in range(3)]
-    wrap_triton(_backward)[grid](*tensors, gradient.contiguous(), *made, *places, **constants)
-    return made[0], made[1], made[2]
+    packed: Tensor, v: Tensor | None, cos: Tensor | None, sin: Tensor | None,
+    row_add: Tensor, column_add: Tensor, row_times: Tensor, column_times: Tensor,
+    gradient: Tensor, more: Tensor | None, window: list[int], shift: list[int], softmax: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of `packed` and of `v` (empty where there is none); `more` is added to that of the values."""
+    tables = (row_add, column_add, row_times, column_times)
+    tensors, places, constants, grid = _launch(packed, v, cos, sin, tables, window, shift, softmax)
+    gradient = gradient.contiguous()
+    made = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
+    apart = torch.empty(0 if v is None else v.shape, dtype=packed.dtype, device=packed.device)
+    step, channels = made.stride(2), gradient.shape[3:].numel()
+    where = made.select(3, 2) if v is None else apart
+    other = gradient if more is None else more.contiguous()
+    wrap_triton(_backward)[grid](
+        *tensors, gradient, other, made.select(3, 0), made.select(3, 1), where, *places, step,
+        step if v is None else channels, MORE=more is not None, **constants,
+    )  # fmt: skip
+    return made, apart
 
 
 def _keep(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:7])
-    ctx.window, ctx.softmax = inputs[7:]
+    ctx.save_for_backward(*inputs[:8])
+    ctx.rest = inputs[8:]
 
 
 def _gradients(ctx, gradient):
-    return *windowed_gradients(*ctx.saved_tensors, gradient, ctx.window, ctx.softmax), *(None,) * 6
+    v = ctx.saved_tensors[1]
+    packed, apart = windowed_gradients(*ctx.saved_tensors, gradient, None, *ctx.rest)
+    return packed, None if v is None else apart, *(None,) * 9
 
 
 windowed.register_autograd(_gradients, setup_context=_keep)
+
+
+# ---------------------------------------------------------------------------------------------- with the values' LCE
+@triton_op("minigated::windowed_local", mutates_args={})
+def windowed_local(
+    qkv: Tensor, filters: Tensor, bias: Tensor, cos: Tensor | None, sin: Tensor | None, row_add: Tensor,
+    column_add: Tensor, window: list[int], shift: list[int],
+) -> Tensor:  # fmt: skip
+    """Softmax passes plus a depth-wise convolution of the values, whose two gradients meet in one place.
+
+    Args:
+        qkv: [B, h, w, 3, H, D]. filters: [H D, 1, k, k]. bias: [H D]. All else as in `windowed`.
+    """
+    masks = (row_add, column_add)
+    y = windowed(qkv, None, cos, sin, *masks, *masks, window, shift, True)
+    return depthwise(qkv.select(3, 2).flatten(-2), filters, bias, False, y.flatten(-2)).view_as(y)
+
+
+def _keep_local(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:7])
+    ctx.rest = inputs[7:]
+
+
+def _gradients_local(ctx, gradient):
+    qkv, filters, bias, cos, sin, *masks = ctx.saved_tensors
+    flat = gradient.flatten(-2).contiguous()
+    values, sums = filter_gradients(qkv.select(3, 2).flatten(-2), flat, filters)
+    more = depthwise(flat, filters, filters, True, None).view_as(gradient)
+    packed, _ = windowed_gradients(qkv, None, cos, sin, *masks, *masks, gradient, more, *ctx.rest, True)
+    return packed, values, sums.to(bias.dtype), *(None,) * 6
+
+
+windowed_local.register_autograd(_gradients_local, setup_context=_keep_local)
