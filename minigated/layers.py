@@ -54,6 +54,12 @@ class Clip(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------- vision
+def check_map(x: Tensor, channels: int) -> None:
+    """Refuses what is no map of so many channels, before a product says it in its own words."""
+    if x.ndim != 4 or x.shape[-1] != channels:
+        raise InputError(f"map of shape {list(x.shape)}; accepted: [batch, height, width, {channels}]")
+
+
 class DepthwiseConv(nn.Module):
     """One k x k filter a channel, zero padding, with bias. [B, h, w, C] -> [B, h, w, C].
 

@@ -35,6 +35,12 @@ class Routing(NamedTuple):
     weights: Tensor
 
 
+def check_top_k(top_k: int, experts: int) -> None:
+    """Refuses a number of choices that E experts do not offer."""
+    if not 1 <= top_k <= experts:
+        raise InputError(f"top_k must be from 1 to {experts}, the number of experts, got {top_k}")
+
+
 def route(logits: Tensor, top_k: int, renormalise: bool = False) -> Routing:
     """Softmax over all experts, then the k largest, eq. (7.1) and (7.2).
 
@@ -42,7 +48,11 @@ def route(logits: Tensor, top_k: int, renormalise: bool = False) -> Routing:
         logits: [N, E].
         top_k: k experts a token.
         renormalise: divide the k probabilities by their sum (`norm_topk_prob` of the released models).
+
+    Raises:
+        InputError: top_k is not from 1 to E.
     """
+    check_top_k(top_k, logits.shape[-1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     weights, chosen = torch.softmax(logits, -1).topk(top_k, -1)  # [N, k] each
     if renormalise:
@@ -228,8 +238,7 @@ class MoE(nn.Module):
         self, width: int, hidden: int, experts: int, top_k: int, renormalise=False, shared_width=0, form="auto"
     ):
         super().__init__()
-        if not 1 <= top_k <= experts:
-            raise InputError(f"top_k must be from 1 to {experts}, the number of experts, got {top_k}")
+        check_top_k(top_k, experts)
         self.top_k, self.renormalise = top_k, renormalise
         self.router = nn.Linear(width, experts, bias=False)
         self.experts = Experts(experts, width, hidden, form)

@@ -21,7 +21,7 @@ from minigated.decay import decay_mask, manhattan_decomposed, manhattan_mask, ro
 from minigated.decay_passes import decomposed_fast, full_fast
 from minigated.errors import InputError, one_of
 from minigated.gates import GateSpec, build_gate
-from minigated.layers import DepthwiseConv
+from minigated.layers import DepthwiseConv, check_map
 from minigated.tables import SizedTables
 from minigated.windows import Axis, axis_mask, merge, partition, plan_axis, roll_in, roll_out
 
@@ -228,6 +228,9 @@ class Retention(nn.Module):
         Returns:
             [B, h, w, C].
         """
+        check_map(x, self.qkv.in_features)
+        if residual is None and self.gate is not None and self.gate_input == "residual":
+            raise InputError("residual None; accepted: the block input before its norm, as gate_input is 'residual'")
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, h, w, 3, H, D]
         both = self.lce is not None and probe is None and self.attend is decomposed
         if both and (rest := fused(qkv, tables)) is not None:

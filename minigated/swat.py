@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from minigated import kernels
 from minigated.decay import rotate
 from minigated.errors import InputError, one_of
-from minigated.layers import DepthwiseConv
+from minigated.layers import DepthwiseConv, check_map
 from minigated.swat_options import NORM_PLACES, NORMS, VALUES, SwatOptions, balanced_slopes, unchanged
 from minigated.swat_tables import SwatTableBuilder, SwatTables, slopes_on_cpu
 from minigated.windows import merge, partition, roll_in, roll_out
@@ -204,6 +204,7 @@ class SwatAttention(nn.Module):
         Returns:
             [B, h, w, C].
         """
+        check_map(x, self.qkv.in_features)
         q_and_k, *parts = self.qkv(x).split((2 * x.shape[-1], *(x.shape[-1],) * self.value.parts), dim=-1)
         value, raw, factor = self.value(*parts)  # [B, h, w, C] each
         heads = (self.heads, -1)

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from minigated.errors import InputError, one_of
 from minigated.layers import DepthwiseConv, DropPath, LayerScale
 from minigated.recompute import Checkpointing, recomputed
-from minigated.swat import SwatOptions
+from minigated.swat_options import READINGS, SwatOptions
 from minigated.vit_mixers import MIXERS
 from minigated.vit_parts import SKELETONS, channels_first, check_images, initialize
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,10 @@ class ViTConfig:
         for name in ("widths", "depths", "heads"):
             set_(name, tuple(getattr(self, name)))
         size = self.image_size
-        set_("image_size", (size, size) if isinstance(size, int) else tuple(size))
+        set_("image_size", tuple(size) if isinstance(size, tuple | list) else (size, size))
         if isinstance(self.swat, dict):  # after a trip through JSON
+            for name in self.swat:
+                one_of("swat option", name, READINGS)
             set_("swat", SwatOptions(**self.swat))
         for name in ("depths", "heads", "ffn_ratios", "mixers", "layer_scale", "decay_spans"):
             if len(getattr(self, name)) != stages:
@@ -89,12 +95,21 @@ class ViTConfig:
         for width, heads in zip(self.widths, self.heads):
             if width % heads:
                 raise InputError(f"{width} channels cannot be split into {heads} heads evenly")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise InputError(f"image_size {self.image_size}; accepted: one side or (height, width), at least 1")
-        if self.classes < 0:
-            raise InputError(f"classes {self.classes}; accepted: 0 (features) or more")
-        if self.window is not None and self.window < 1:
-            raise InputError(f"window {self.window}; accepted: 1 or more, or None for whole maps")
+        if not all(1 <= ratio * width < math.inf for ratio, width in zip(self.ffn_ratios, self.widths)):
+            raise InputError(f"ffn_ratios {self.ffn_ratios}; accepted: above 0, finite, at least one hidden channel")
+        self._check_whole_numbers()
+
+    def _check_whole_numbers(self) -> None:
+        if len(self.image_size) != 2 or not all(_whole(side, 1) for side in self.image_size):
+            raise InputError(
+                f"image_size {self.image_size}; accepted: one side or (height, width), whole numbers, at least 1"
+            )
+        if not _whole(self.classes, 0):
+            raise InputError(f"classes {self.classes!r}; accepted: a whole number, 0 (features) or more")
+        if self.window is not None and not _whole(self.window, 1):
+            raise InputError(f"window {self.window!r}; accepted: a whole number, 1 or more, or None for whole maps")
+        if not _whole(self.head_width, 1):
+            raise InputError(f"head_width {self.head_width!r}; accepted: a whole number, 1 or more")
 
     def map_size(self, stage: int) -> tuple[int, int]:
         """Height and width of a stage's map for `image_size`; odd sides round up."""

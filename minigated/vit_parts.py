@@ -25,15 +25,20 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
+def check_cells(norm: nn.BatchNorm2d, cells: int) -> None:
+    """Refuses one cell in all for a batch norm in training, before torch says it in its own words."""
+    if norm.training and cells == 1:
+        raise InputError(
+            "one image whose map is a single cell cannot be normalised over the batch in training; "
+            "give two images or more, a larger image, or call model.eval()"
+        )
+
+
 class MapNorm(nn.BatchNorm2d):
     """Batch norm of a channel-last map, [B, h, w, C] -> same, that says in our words when there is only one cell."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.shape[:3].numel() == 1:
-            raise InputError(
-                "one image whose map is a single cell cannot be normalised over the batch in training; "
-                "give two images or more, a larger image, or call model.eval()"
-            )
+        check_cells(self, x.shape[:3].numel())
         return channels_last(super().forward(channels_first(x)))
 
 
@@ -54,7 +59,7 @@ class ConvStem(nn.Module):
             raise InputError(f"stem stride {stride}; accepted: {', '.join(map(str, sorted(self.STRIDES)))}")
         if channels % 2:
             raise InputError(f"the stem's {channels} channels cannot be halved")
-        first, third = self.STRIDES[stride]
+        self.stride, (first, third) = stride, self.STRIDES[stride]
         plan = [(image_channels, channels // 2, first), (channels // 2, channels // 2, 1)]
         plan += [(channels // 2, channels, third), (channels, channels, 1)]
         parts: list[nn.Module] = []
@@ -63,6 +68,8 @@ class ConvStem(nn.Module):
         self.layers = nn.Sequential(*parts[:-1])  # no activation after the last norm
 
     def forward(self, images: Tensor) -> Tensor:
+        batch, _, height, width = images.shape
+        check_cells(self.layers[-1], batch * -(-height // self.stride) * -(-width // self.stride))
         return channels_last(self.layers(images))
 
 

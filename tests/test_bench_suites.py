@@ -71,7 +71,7 @@ EXPECTED = {  # words -> rows that must be there, and what they must be
 @pytest.mark.parametrize("suite", EXPECTED)
 def test_a_suite_checks_times_and_records(suite, tiny, capsys):
     record = run(suite, tiny)
-    assert record == json.loads((tiny / f"ch09_bench_{suite}.json").read_text())
+    assert record == json.loads((tiny / f"ch09_bench_{suite}_cpu.json").read_text())
     found = states(record)
     assert set(found.values()) <= {"reference", "equal", "other function"}, record["config"]["not_timed"]
     for word, state in EXPECTED[suite].items():
@@ -152,7 +152,7 @@ def test_a_wrong_fast_form_is_refused_and_the_command_says_so(tiny, monkeypatch,
     monkeypatch.setitem(suite_retention.CORES, "retention", (one_pass, *right[1:]))
     arguments = ["bench", "--suite", "retention", "--scale", "cpu", "--seeds", "2", "--device", "cpu"]
     assert main([*arguments, "--only", "matmul", "--out", str(tiny)]) == 1
-    record = records.load("ch09_bench_retention", tiny)
+    record = records.load("ch09_bench_retention_cpu", tiny)
     assert states(record)["retention window 4 training: matmul, eager"] == "wrong"
     assert [row["name"] for row in record["rows"]] == ["swat window 4 training: matmul, eager"]
     assert "Wrong: retention window 4 training: matmul, eager (differs" in record["note"]
@@ -165,7 +165,7 @@ def test_a_peer_that_is_not_installed_is_listed_as_absent(suite, tiny, monkeypat
     hidden = ("timm", "transformers")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in hidden else find(name, *rest))
     assert main(["bench", suite, "--scale", "cpu", "--seeds", "2", "--device", "cpu", "--out", str(tiny)]) == 0
-    record = records.load(f"ch09_bench_{suite}", tiny)
+    record = records.load(f"ch09_bench_{suite}_cpu", tiny)
     absent = [row for row in record["config"]["not_timed"] if row["state"] == "absent"]
     named = "timm" if suite == "vit" else "transformers"
     assert absent and all(row["reason"] == f"{named} is not installed" for row in absent)
@@ -227,7 +227,7 @@ def test_a_cache_that_forgets_is_seen(monkeypatch):
 # ---------------------------------------------------------------------------------------------- logs, choices, input
 def test_a_cut_run_goes_on_from_its_log(tiny, monkeypatch):
     run("attention", tiny, names=("core",))
-    log = tiny / "logs" / "ch09_bench_attention.jsonl"
+    log = tiny / "logs" / "ch09_bench_attention_cpu.jsonl"
     before = log.read_text().splitlines()
     assert len(before) == 1 + len(suite_attention.GATES)  # ceilings, and a line a case
     log.write_text("\n".join(before[:3]) + '\n{"key": {"ca')  # cut while the third case was written

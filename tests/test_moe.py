@@ -344,3 +344,9 @@ def test_impossible_mixtures_are_refused(fields, said):
 def test_a_layer_refuses_what_it_cannot_choose():
     with pytest.raises(InputError, match="top_k must be from 1 to 4, the number of experts, got 5"):
         MoE(C, HIDDEN, 4, 5)
+
+
+@pytest.mark.parametrize("top_k", [E + 1, 0, -1])
+def test_a_router_refuses_what_it_cannot_choose(top_k):
+    with pytest.raises(InputError, match=f"^top_k must be from 1 to {E}, the number of experts, got {top_k}$"):
+        route(weights()[3], top_k)

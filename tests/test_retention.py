@@ -296,6 +296,21 @@ def test_wrong_sizes_are_refused():
         Retention(8, 2, lce=4)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 4, 6), (1, 4, 4, 16), (1, 16, 8), (8,)], ids=str)
+def test_a_map_that_does_not_fit_is_refused(shape):
+    with pytest.raises(InputError, match=r"map of shape \[.*\]; accepted: \[batch, height, width, 8\]$") as caught:
+        mixer()(draw(*shape), tables(4, 4, 4))
+    assert str(list(shape)) in str(caught.value)
+
+
+def test_a_gate_that_reads_the_residual_must_get_it():
+    x, t = draw(1, 4, 4, 8), tables(4, 4, 4)
+    with pytest.raises(InputError, match="residual None; accepted: the block input before its norm, .*'residual'"):
+        mixer(gate_input="residual")(x, t)
+    assert mixer(gate_input="residual")(x, t, x).shape == x.shape
+    assert mixer(gate="none", gate_input="residual")(x, t).shape == x.shape  # nothing reads it
+
+
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("attend", [decomposed, full])
 def test_eager_equals_compiled(attend, grad):

@@ -422,3 +422,11 @@ def test_a_pass_refuses_what_does_not_fit(change, said):
     arguments = dict(bias=bias, decay=decay, axis=2) | change
     with pytest.raises(InputError, match=said):
         swat_pass(q, k, v, **arguments)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 6), (1, 4, 4, 16), (1, 16, 8), (8,)], ids=str)
+def test_a_map_that_does_not_fit_is_refused(shape):
+    module, tables = build(heads=2)
+    with pytest.raises(InputError, match=r"map of shape \[.*\]; accepted: \[batch, height, width, 8\]$") as caught:
+        module(draw(*shape), tables(4, 4))
+    assert str(list(shape)) in str(caught.value)

@@ -278,12 +278,40 @@ def test_the_probe_names_stage_and_block():
         ({"stem_stride": 3}, "stem stride 3; accepted: 1, 2, 4"),
         ({"drop_path": 1.0}, "drop path rate"),
         ({"windows": 3}, "unknown option 'windows'"),
+        ({"window": 7.5}, "window 7.5; accepted: a whole number, 1 or more, or None"),
+        ({"window": "7"}, "window '7'"),
+        ({"window": True}, "window True"),
+        ({"image_size": 32.5}, r"image_size \(32.5, 32.5\); accepted: one side or \(height, width\), whole numbers"),
+        ({"image_size": (32, 32.0)}, r"image_size \(32, 32.0\)"),
+        ({"image_size": "32"}, r"image_size \('32', '32'\)"),
+        ({"image_size": None}, r"image_size \(None, None\)"),
+        ({"image_size": (32, 32, 32)}, r"image_size \(32, 32, 32\)"),
+        ({"classes": 10.0}, "classes 10.0; accepted: a whole number, 0"),
+        ({"classes": None}, "classes None"),
+        ({"head_width": 0}, "head_width 0; accepted: a whole number, 1 or more"),
+        ({"head_width": 2.5}, "head_width 2.5"),
+        ({"ffn_ratios": 0}, r"ffn_ratios \(0, 0, 0, 0\); accepted: above 0"),
+        ({"ffn_ratios": (4.0, 4.0, -1.0, 4.0)}, r"ffn_ratios \(4.0, 4.0, -1.0, 4.0\)"),
+        ({"ffn_ratios": 0.01}, "at least one hidden channel"),
+        ({"ffn_ratios": float("nan")}, "ffn_ratios"),
+        ({"ffn_ratios": float("inf")}, "ffn_ratios"),
+        ({"swat": {"gates": "g1"}}, "unknown swat option 'gates'; accepted: alibi, distance, pass_signs"),
     ],
 )
 def test_wrong_configs_are_refused_in_one_line(overrides, message):
     with pytest.raises(InputError, match=message) as caught:
         nano(**overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"window": 1.5}, {"image_size": 9.5}, {"classes": 1.0}, {"head_width": 0}, {"ffn_ratios": 0}, {"swat": {"x": 1}}],
+    ids=str,
+)
+def test_a_config_is_refused_when_it_is_made(fields):
+    with pytest.raises(InputError):
+        ViTConfig(widths=(8,), depths=(1,), heads=(2,), **fields)
 
 
 def test_odd_heads_are_refused_where_slopes_must_balance():
@@ -309,6 +337,19 @@ def test_one_image_of_one_cell_cannot_train():
     with pytest.raises(InputError, match="two images or more"):
         nano().train()(images(1, 3, 32, 32))
     assert nano()(images(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(("stride", "side"), [(4, 4), (4, 3), (4, 1), (2, 2), (1, 1)])
+def test_a_stem_cannot_train_on_one_image_of_one_cell(stride, side):
+    stem, one = ConvStem(3, 8, stride), images(1, 3, side, side)
+    before = {name: value.clone() for name, value in stem.state_dict().items()}
+    with pytest.raises(InputError, match="single cell .* two images or more, a larger image") as caught:
+        stem(one)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in stem.state_dict().items())  # refused before any norm
+    assert stem(images(2, 3, side, side)).shape == (2, 1, 1, 8)
+    assert stem(images(1, 3, stride, stride + 1)).shape == (1, 1, 2, 8)
+    assert stem.eval()(one).shape == (1, 1, 1, 8)
 
 
 @pytest.mark.parametrize("name", ["gated_swinrmt_retention_nano", "gated_swinrmt_swat_nano", "rmt_nano", "swin_nano"])

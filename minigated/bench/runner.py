@@ -23,6 +23,11 @@ SECONDS = {"cpu": 4.0, "gpu": 60.0}  # of a suite for taking samples, shared by 
 CORE = ["bench/timing.py", "bench/rows.py", "bench/formulas.py", "bench/ceilings.py", "bench/runner.py", "cost.py"]
 
 
+def record_id(suite: str, scale: str) -> str:
+    """The record's name: a GPU's and a CPU's stand beside each other."""
+    return f"ch09_bench_{suite}" + ("_cpu" if scale == "cpu" else "")
+
+
 def choose_cases(cases: list[Case], only: tuple[str, ...] | None) -> list[Case]:
     """The cases, and in them the rows, whose "case: row" name holds one of the words of `only`.
 
@@ -74,7 +79,7 @@ def run_suite(
         "scale": scale, "device": machine["device"], "samples": seeds or SAMPLES[scale], "torch": torch.__version__,
         "threads": torch.get_num_threads(), "sampling_seconds": SECONDS[scale],
     }  # fmt: skip
-    log = RunLog(folder, f"ch09_bench_{suite}", settings, files, resume)
+    log = RunLog(folder, record_id(suite, scale), settings, files, resume)
     start = time.perf_counter()
     ceilings = log.get(lambda: measure_ceilings(timer, scale), part="ceilings")["result"]
     results = _run_cases(suite, cases, log, timer, settings, start + (seconds or float("inf")))
@@ -123,7 +128,7 @@ def _record(suite, module, results, ceilings, settings, seconds, names) -> dict 
     only = "".join(f" --only {shlex.quote(name)}" for name in names or ())
     return records.make(
         files=[],
-        id=f"ch09_bench_{suite}",
+        id=record_id(suite, settings["scale"]),
         chapter=9,
         claim=module.CLAIM,
         command=f"python -m minigated bench {suite} --scale {settings['scale']}{only}",
