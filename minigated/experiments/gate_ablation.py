@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from minigated.experiments.vision_table import GATED, NANO_RECIPE, RECIPE, Arm, VisionTable, run_table
+from minigated.experiments.vision_table import AT_64, GATED, NANO_RECIPE, Arm, VisionTable, run_table
 
 TABLE = VisionTable(
     id="ch05_gate_ablation",
@@ -26,7 +26,7 @@ TABLE = VisionTable(
         ("Decay is better than none", "as it is", "no decay"),
     ),
     size={"cpu": "gated_swinrmt_retention_nano", "gpu": "gated_swinrmt_retention_small"},
-    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 10}},
+    plans={"cpu": NANO_RECIPE, "gpu": {**AT_64, "epochs": 10}},
     images={"cpu": "cifar10-sample", "gpu": "mini-imagenet"},
     options={"window": 4},
 )

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from minigated.experiments.vision_table import MIXERS, NANO_RECIPE, RECIPE, Arm, VisionTable, run_table
+from minigated.experiments.vision_table import AT_64, MIXERS, NANO_RECIPE, Arm, VisionTable, run_table
 
 PAPER = {"RMT": 73.74, "Retention": 78.20, "SWAT": 80.22}  # at 224 pixels and 77-79 M parameters
 
@@ -19,7 +19,7 @@ TABLE = VisionTable(
         ("Retention is better than Swin attention", "Retention", "Swin attention"),
     ),
     size={"cpu": "gated_swinrmt_retention_nano", "gpu": "gated_swinrmt_retention_small"},
-    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 15}},
+    plans={"cpu": NANO_RECIPE, "gpu": {**AT_64, "epochs": 15}},
     images={"cpu": "cifar10-sample", "gpu": "mini-imagenet"},
     options={"window": 4},
 )

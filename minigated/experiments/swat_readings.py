@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from minigated.experiments.vision_table import NANO_RECIPE, RECIPE, Arm, VisionTable, run_table
+from minigated.experiments.vision_table import AT_64, NANO_RECIPE, Arm, VisionTable, run_table
 from minigated.swat_options import SwatOptions
 
 RATIOS = {"plain": 3.0, "mlp": 2.0}  # the feed-forward pays for the value's matrices: equal parameters
@@ -47,7 +47,7 @@ TABLE = VisionTable(
     ),
     claims=(),
     size={"cpu": "gated_swinrmt_swat_nano", "gpu": "gated_swinrmt_swat_small"},
-    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 10}},
+    plans={"cpu": NANO_RECIPE, "gpu": {**AT_64, "epochs": 10}},
     images={"cpu": "cifar10-sample", "gpu": "mini-imagenet"},
     options={"window": 4},
 )

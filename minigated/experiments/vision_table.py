@@ -24,6 +24,7 @@ MIXERS: dict[str, dict] = {
     "SWAT": {"mixers": "gated_swinrmt_swat", **GATED},
 }
 RECIPE = {"batch": 512, "rate": 4e-3, "warmup": 2, "weight_decay": 0.05, "augment": {"smoothing": 0.1}}
+AT_64 = RECIPE | {"rate": 2e-3}  # twice as much upsets models without a gate there, see `ch06_doubled_rate`
 NANO_RECIPE = {**RECIPE, "batch": 64, "epochs": 0.2, "warmup": 0.05}
 
 
@@ -110,7 +111,7 @@ def build_record(table: VisionTable, log: RunLog, arms, seeds: list[int], scale:
     judged = judge(table.claims, rows)
     missing = [arm.name for arm in table.arms if arm.name not in runs]
     single = [arm.name for arm in arms if len(runs[arm.name]) == 1]
-    said = [f"{why}: {', '.join(which)}." for why, which in
+    said = [f"{why}: {'; '.join(which)}." for why, which in
             (("Not run", missing), ("Diverged", diverged), ("Single run", single)) if which]  # fmt: skip
     said += [f"{j['claim']}: {j['difference']:+.2f} points, {j['verdict']}." for j in judged]
     record = records.make(

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from minigated.experiments.vision_table import NANO_RECIPE, RECIPE, Arm, VisionTable, run_table
+from minigated.experiments.vision_table import AT_64, NANO_RECIPE, Arm, VisionTable, run_table
 
 TABLE = VisionTable(
     id="ch04_window_size",
@@ -24,7 +24,7 @@ TABLE = VisionTable(
         ("The whole map is better than window 4", "whole map", "window 4"),
     ),
     size={"cpu": "gated_swinrmt_retention_nano", "gpu": "gated_swinrmt_retention_tiny"},
-    plans={"cpu": NANO_RECIPE, "gpu": {**RECIPE, "epochs": 10}},
+    plans={"cpu": NANO_RECIPE, "gpu": {**AT_64, "epochs": 10}},
     images={"cpu": "cifar10-sample", "gpu": "mini-imagenet"},
     options={"mixers": "swin"},
 )
