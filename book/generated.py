@@ -167,6 +167,7 @@ MARKERS = {
     "results": results,
     "verdicts": record_pages.verdicts,
     "records": record_pages.sections,
+    "speeds": record_pages.speeds,
     "modules": api_index,
     "drawing": drawing,
 }

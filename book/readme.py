@@ -43,10 +43,11 @@ def cpu_result() -> str | None:
         return None
     plain, elementwise, headwise = (_row(record, name) for name in ("none", "elementwise", "headwise"))
     return (
-        f"- **On a CPU, {plain['extra']['seconds']:.0f} s a run:** tokens with nothing to ask give the first token "
-        f"{plain['mean']:.2f} of their attention without a gate, {elementwise['mean']:.2f} with a gate that scores "
-        f"each channel and {headwise['mean']:.2f} with one score for the head. Uniform attention would give it "
-        f"{plain['extra']['uniform']:.2f} ({_made(record)}). The picture shows these runs: mean and range of the seeds."
+        f"- **On a CPU, {plain['extra']['seconds']:.0f} s a run:** in a toy task most tokens have nothing to ask. "
+        f"They give the first token {plain['mean']:.0%} of their attention without a gate, {elementwise['mean']:.0%} "
+        f"with a gate that scores each channel and {headwise['mean']:.0%} with one score for the head; spread evenly, "
+        f"it would be {plain['extra']['uniform']:.0%} ({_made(record)}). The picture shows these runs: mean and range "
+        f"of the seeds."
     )
 
 
@@ -58,9 +59,10 @@ def gpu_result() -> str | None:
     plain, gated = _row(record, "none"), _row(record, "g1_elementwise")
     return (
         f"- **On one GPU, {plain['extra']['seconds']:.0f} s a run:** a language model of "
-        f"{plain['extra']['parameters'] / 1e6:.0f} M parameters ends at a test loss of {records.number(gated['mean'])} "
-        f"nats a byte with the gate and {records.number(plain['mean'])} without; its largest activations are "
-        f"{gated['extra']['m_act']:.0f} with the gate and {plain['extra']['m_act']:.0f} without ({_made(record)})."
+        f"{plain['extra']['parameters'] / 1e6:.0f} M parameters reads books byte by byte. Its test loss, the mean "
+        f"negative log-probability of the next byte, is {gated['mean']:.3f} with the gate and {plain['mean']:.3f} "
+        f"without; the largest numbers inside it, mean over layers, are {gated['extra']['m_act']:.0f} with the gate "
+        f"and {plain['extra']['m_act']:.0f} without ({_made(record)})."
     )
 
 

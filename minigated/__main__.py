@@ -67,6 +67,8 @@ def run(args) -> int:
 
     scale = args.scale or ("gpu" if torch.cuda.is_available() else "cpu")
     options = {"seeds": args.seeds, "device": args.device, "out": args.out, "text": args.text, "resume": args.resume}
+    if args.made_only:
+        options["made_only"] = True
     run_experiment(args.record_id, scale=scale, names=tuple(args.only) or None, **options)
     return 0
 
@@ -151,6 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, default=None, help="how many paired seeds")
     sub.add_argument("--text", "--images", default=None, help="other data than the experiment's own")
     sub.add_argument("--only", action="append", default=[], metavar="ROW", help="a row to run; may be repeated")
+    sub.add_argument("--made-only", action="store_true", help="train nothing: the record of the runs that are logged")
     _shared(sub)
     command(show_records, "records").add_argument(
         "--check", action="store_true", help="exit 1 if a record's code has changed"

@@ -54,7 +54,7 @@ class StepCache:
         The heads of a group stand as queries beside each other, so that keys and values are read once a group.
         """
         grouped = q.view(q.shape[0], k.shape[1], -1, q.shape[-1])  # [B, K, H/K, D]
-        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=self.seen).view_as(q)
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=self.seen).reshape(q.shape)
 
 
 def decode(model: LanguageModel, tokens: Tensor, position: Tensor, held: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -16,8 +16,11 @@ import drawing  # isort: skip  (from book/, whose folder site_build adds)
 import generated  # isort: skip
 import notebook_page  # isort: skip
 import record_pages  # isort: skip
+import record_tables  # isort: skip
+import record_words  # isort: skip
 from docstring_lines import one_argument_a_line  # isort: skip
 from minigated import records
+from minigated.experiments import EXPERIMENTS
 
 LIMIT = 150_000
 SMALL = """
@@ -287,8 +290,10 @@ def test_records_become_tables(tmp_path):
     record = a_record()
     records.write(record, tmp_path)
     made = record_pages.sections(tmp_path)
-    assert records.table(record) in made and records.caption(record)[1:] in made
-    assert "| g1_elementwise | 1.25 | 1.5 |" in made and "A short run." in made
+    assert "| no gate<br>`none` | 1.6000\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1414 | 6.026 |" in made
+    assert "score per channel<br>`g1_elementwise` | 1.3750" in made and records.caption(record)[1:] in made
+    assert "|  | nats a byte | paper: perplexity |" in made and "**nats a byte**: mean negative log" in made
+    assert "| g1_elementwise | 1.2500 | 1.5000 |" in made and "A short run." in made
     assert "`python -m minigated run ch02_gate_table`" in made  # has no record here
     verdicts = record_pages.verdicts(tmp_path)
     assert r"| **a gate \| helps** | | [direction only](#ch02_sink_lm) |" in verdicts
@@ -301,6 +306,70 @@ def test_results_page_lists_the_planned_records(pages):
     rows = [text(row) for row in pages["results.html"].select("article table")[0].select("tbody tr")]
     judged = [c for r in records.all_records() for c in r["config"].get("claims", ())]
     assert len(rows) == len(shown) + len(judged)
+    benches = {tag["id"] for tag in pages["speed.html"].select("h3[id]")}
+    assert benches == {name for name in shown if record_pages.is_bench(name)}
+
+
+def test_every_experiment_is_planned():
+    assert set(record_pages.PLANNED) == set(EXPERIMENTS)
+    assert set(record_words.EXTRAS) | {"ch08_length"} == set(EXPERIMENTS)  # its columns are lengths
+
+
+def test_no_two_columns_have_one_heading():
+    for record in records.all_records():
+        for table in record_tables.tables(record):
+            heads = table.splitlines()[0].split(" | ")[1:]
+            assert len(heads) == len(set(heads)), (record["id"], heads)
+
+
+def test_speeds_are_grouped_by_case(tmp_path):
+    def row(case, contender, times, **extra):
+        extra |= {"case": case, "contender": contender, "unit": "maps", "against_first": 4 / sum(times)}
+        return records.row(f"{case}: {contender}", times, **extra)
+
+    rows = [row("window 4", "loop", [4.0, 4.0, 6.0], byte_share=0.416), row("window 4", "fused", [1.0, 1.5, 2.0])]
+    gone = {"case": "window 4", "row": "kernel", "state": "absent", "reason": "no GPU"}
+    limits = {"bfloat16": 1e12, "float32": 1e12, "copy": 1e11}
+    metric = {"name": "milliseconds a call", "split": "repetitions", "better": "lower"}
+    config = {"not_timed": [gone, gone | {"case": "window 8"}], "ceilings": limits}
+    rows += [row("window 7", "loop", [1e3])]
+    record = a_record(id="ch09_bench_retention", rows=rows, metric=metric, config=config)
+    records.write(record, tmp_path)
+    made = record_pages.speeds(tmp_path)
+    assert made.count("**Window 4**") == 1 and made.count("| median, ms | quartiles |") == 2
+    assert "| loop | 4.00 | 4.00–5.00 | 0.29 | 42% |" in made and "| **fused** | 1.50 | 1.25–1.75 | 0.89 | – |" in made
+    assert "Not timed: kernel (absent: no GPU)." in made and "Nothing was timed of window 8: no GPU." in made
+    assert "copy 100 GB/s." in made and "every value</summary>" not in made
+    assert "(speed.md#ch09_bench_retention)" in record_pages.sections(tmp_path)
+
+
+def test_lengths_become_columns():
+    rows = [
+        records.row(f"{arm}, yarn, {n} T", [10.0 * n], 61.23 if n == 2 else None, arm=arm, setting="yarn")
+        for arm in ("none", "g1_elementwise")
+        for n in (1, 2)
+    ]
+    metric = {"name": "passkey digits right, %", "split": "test", "better": "higher"}
+    (table,) = record_tables.tables(a_record(id="ch08_length", rows=rows, metric=metric))
+    assert table.splitlines()[0] == "|  |  | 1 T | 2 T |"
+    assert table.splitlines()[2] == "| YaRN<br>`yarn` | no gate<br>`none` | 10.0 | 20.0<br>paper: 61.2 |"
+
+
+def test_a_claim_on_accuracy_counts_points():
+    claim = {"claim": "x", "difference": 0.5, "standard_error": 0.123, "verdict": "reproduced"}
+    assert record_pages.difference(claim) == "+0.50\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.12 points"
+    for none in (0.0, 1e-16):
+        assert record_pages.difference(claim | {"standard_error": none}) == "+0.5 points"
+
+
+def test_bars_in_names_of_rows_are_escaped(tmp_path):
+    rows = [records.row("distance: |i - j| in the slopes", [18.0, 19.0], parameters=730_000)]
+    metric = {"name": "top-1 accuracy in %", "split": "test", "better": "higher"}
+    records.write(a_record(id="ch06_swat_readings", rows=rows, metric=metric), tmp_path)
+    made = record_pages.sections(tmp_path)
+    assert (
+        r"| distance: \|i - j\| in the slopes | 18.50" in made and r"\|i - j\| in the slopes | 18.00 | 19.00 |" in made
+    )
 
 
 def test_single_claims_of_a_record_are_listed(tmp_path):
@@ -308,4 +377,5 @@ def test_single_claims_of_a_record_are_listed(tmp_path):
     claim |= {"difference": -0.01, "standard_error": 0.004}
     records.write(a_record(config={"claims": [claim]}), tmp_path)
     made = record_pages.verdicts(tmp_path)
-    assert "| G1 wins | -0.01 ± 0.004 nats a byte | [reproduced](#ch02_sink_lm) |" in made
+    spread = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
+    assert f"| G1 wins | -0.0100{spread}0.0040 nats a byte | [reproduced](#ch02_sink_lm) |" in made

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from minigated import records
+from minigated.__main__ import main
 from minigated.data.images import ImageSplit, load_images
 from minigated.errors import InputError
 from minigated.experiments import EXPERIMENTS, run_experiment, vision_table
@@ -78,6 +79,22 @@ def test_a_table_writes_a_record_and_goes_on_from_its_log(quick):
     assert {claim["claim"] for claim in second["config"]["claims"]} == {"Retention is better than RMT"}
     with pytest.raises(InputError, match="--resume"):
         run_experiment("ch05_cifar10", seeds=1, **options)
+
+
+def test_a_record_of_the_runs_that_are_logged(quick, capsys):
+    with pytest.raises(InputError, match="holds no runs with these settings"):
+        run_experiment("ch05_cifar10", scale="cpu", out=quick, made_only=True)
+    run_experiment("ch05_cifar10", scale="cpu", seeds=1, names=("RMT", "Retention"), out=quick)
+    run_experiment("ch05_cifar10", scale="cpu", seeds=2, names=("RMT",), out=quick, resume=True)
+    log = quick / "logs" / "ch05_cifar10.jsonl"
+    before, _ = log.read_text(), capsys.readouterr()
+    assert main(["run", "ch05_cifar10", "--scale", "cpu", "--out", str(quick), "--made-only"]) == 0
+    record = records.load("ch05_cifar10", quick)
+    assert log.read_text() == before and "left" not in capsys.readouterr().err  # no progress: nothing was trained
+    assert {row["name"]: len(row["values"]) for row in record["rows"]} == {"RMT": 2, "Retention": 1}
+    assert "Fewer seeds: RMT." in record["note"] and "Single run: Retention." in record["note"]
+    assert main(["run", "ch08_length", "--scale", "cpu", "--made-only"]) == 2
+    assert "ch08_length is not made from its log alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [name for name in IDS if name != "ch05_cifar10"])

@@ -1,8 +1,9 @@
 """The scaled experiments: each writes a record. `python -m minigated run RECORD_ID`."""
 
 from importlib import import_module
+from inspect import signature
 
-from minigated.errors import one_of
+from minigated.errors import InputError, one_of
 
 EXPERIMENTS = {
     "ch01_attention_cost": "minigated.experiments.attention_cost",
@@ -38,8 +39,11 @@ def run_experiment(record_id: str, **options) -> dict:
     Args:
         record_id: a name of `EXPERIMENTS`.
         **options: scale ("cpu" or "gpu"), seeds (how many), device, out (folder), text (name or path;
-            of images for vision), resume, names (rows to run).
+            of images for vision), resume, names (rows to run), made_only (train nothing; not of every experiment).
     """
     one_of("record id", record_id, EXPERIMENTS)
     one_of("scale", options.get("scale"), SCALES)
-    return import_module(EXPERIMENTS[record_id]).run(**options)
+    run = import_module(EXPERIMENTS[record_id]).run
+    if "made_only" in options and "made_only" not in signature(run).parameters:
+        raise InputError(f"{record_id} is not made from its log alone; leave --made-only out")
+    return run(**options)

@@ -20,13 +20,19 @@ class RunLog:
         settings: everything that all runs share, JSON-able.
         files: package files that make the numbers; their hashes go into each line.
         resume: use what is there; otherwise a log with runs under the same settings is refused.
+        made_only: make no run that is not there; runs may come from several machines, their lines put together.
+
+    Raises:
+        InputError: a folder that cannot be used; runs that are there without `resume`, or none with `made_only`.
     """
 
-    def __init__(self, folder: Path, record_id: str, settings: dict, files: list[str], resume: bool):
+    def __init__(
+        self, folder: Path, record_id: str, settings: dict, files: list[str], resume: bool, made_only: bool = False
+    ):
         self.path = Path(folder) / "logs" / f"{record_id}.jsonl"
         self.settings = json.loads(json.dumps(settings))
         self.digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
-        self.files = files
+        self.files, self.made_only = files, made_only
         self.runs: list[dict] = []
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +46,9 @@ class RunLog:
                 continue
             if run["digest"] == self.digest:
                 self.runs.append(run)
-        if self.runs and not resume:
+        if made_only and not self.runs:
+            raise InputError(f"{self.path} holds no runs with these settings; leave --made-only out to make them")
+        if self.runs and not (resume or made_only):
             raise InputError(
                 f"{self.path} already holds {len(self.runs)} runs with these settings; "
                 f"add --resume to go on from them, or choose another folder with --out"
@@ -50,10 +58,10 @@ class RunLog:
         """The run with this key, if it was made."""
         return next((run for run in self.runs if run["key"] == key), None)
 
-    def get(self, make: Callable[[], dict], **key) -> dict:
-        """The run with this key: from the log, or made now and written."""
+    def get(self, make: Callable[[], dict], **key) -> dict | None:
+        """The run with this key: from the log, or made now and written; None if none may be made."""
         run = self.find(**key)
-        if run is None:
+        if run is None and not self.made_only:
             run = {
                 "key": key,
                 "digest": self.digest,

@@ -105,14 +105,17 @@ def judge(claims, rows: list[dict]) -> list[dict]:
 
 def build_record(table: VisionTable, log: RunLog, arms, seeds: list[int], scale: str, images) -> dict:
     """Rows, claims, what was not run."""
-    runs = {arm.name: [log.find(arm=arm.name, seed=s) for s in (seeds[:1] if arm.single else seeds)] for arm in arms}
+    found = {arm.name: [log.find(arm=arm.name, seed=s) for s in (seeds[:1] if arm.single else seeds)] for arm in arms}
+    runs = {name: [run for run in made if run] for name, made in found.items() if any(made)}
+    arms = [arm for arm in arms if arm.name in runs]
     diverged = [name for name, found in runs.items() if any(run["result"]["test"] is None for run in found)]
     rows = [make_row(arm, runs[arm.name]) for arm in arms if arm.name not in diverged]
     judged = judge(table.claims, rows)
     missing = [arm.name for arm in table.arms if arm.name not in runs]
     single = [arm.name for arm in arms if len(runs[arm.name]) == 1]
-    said = [f"{why}: {'; '.join(which)}." for why, which in
-            (("Not run", missing), ("Diverged", diverged), ("Single run", single)) if which]  # fmt: skip
+    fewer = [arm.name for arm in arms if 1 < len(runs[arm.name]) < len(seeds)]
+    kinds = (("Not run", missing), ("Diverged", diverged), ("Single run", single), ("Fewer seeds", fewer))
+    said = [f"{why}: {'; '.join(which)}." for why, which in kinds if which]
     said += [f"{j['claim']}: {j['difference']:+.2f} points, {j['verdict']}." for j in judged]
     record = records.make(
         files=FILES,
@@ -133,30 +136,35 @@ def build_record(table: VisionTable, log: RunLog, arms, seeds: list[int], scale:
 
 
 def run_table(
-    table: VisionTable, scale="cpu", seeds=None, device="auto", out=None, text=None, resume=False, names=None
-) -> dict:
+    table: VisionTable, scale="cpu", seeds=None, device="auto", out=None, text=None, resume=False, names=None,
+    made_only=False,
+) -> dict:  # fmt: skip
     """Trains what the log lacks, arm by arm so that seeds share a compilation, and writes the record.
 
     Args:
         table: what to run. scale: "cpu" (a few steps, to see that it works) or "gpu".
         seeds: how many; three by default. device, out, resume: as everywhere.
         text: name or folder of other images than the table's own. names: arms to run; all by default.
+        made_only: train nothing; the record is that of the runs in the log.
     """
-    chosen = choose_device("cuda" if scale == "gpu" and device == "auto" else device)
+    chosen = choose_device("cuda" if scale == "gpu" and device == "auto" and not made_only else device)
     for name in names or ():
         one_of(f"arm of {table.id}", name, [arm.name for arm in table.arms])
     images, plan = load_images(text or table.images[scale]), table.plans[scale]
     settings = plan | {"size": table.size[scale], "options": table.options, "images": images.name}
     settings |= {"sha256": images.sha256, "side": images.size}
     folder = Path(out or (records.FOLDER if scale == "gpu" else "runs"))
-    log = RunLog(folder, table.id, settings, FILES, resume)
+    log = RunLog(folder, table.id, settings, FILES, resume, made_only)
     wanted, start = list(range(seeds or 3)), time.perf_counter()
     arms = [arm for arm in table.arms if not names or arm.name in names]
     for arm in arms:
         config = table.config(arm, scale, len(images.classes), images.size)
         for seed in wanted[:1] if arm.single else wanted:
             run = lambda c=config, s=seed, n=arm.name: train_one(c, s, plan, images, chosen, n)
-            result = log.get(run, arm=arm.name, seed=seed)["result"]
+            made = log.get(run, arm=arm.name, seed=seed)
+            if made is None:
+                continue
+            result = made["result"]
             said = "diverged" if result["test"] is None else f"{result['test']:.2f} % of the test images"
             at, speed = f"{time.perf_counter() - start:5.0f} s", f"{result['images_per_second']:,.0f} images/s"
             print(f"{at}  {arm.name:28} seed {seed}: {said}, {speed}", flush=True)
