@@ -23,6 +23,8 @@ def verdicts(results: Path, **_) -> str:
     """Claim, difference and verdict, one row each, linked to the record; a record may judge several claims."""
     lines = ["| Claim | Difference | Verdict |", "|---|---|---|"]
     for name, record in known(results).items():
+        if name.endswith("_cpu"):  # the claims are a GPU's
+            continue
         if record is None:
             lines.append(f"| {cell(PLANNED[name][1])} | | [no record yet](#{name}) |")
             continue
@@ -62,7 +64,8 @@ def is_bench(name: str) -> bool:
 
 def heading(name: str) -> str:
     """Title of a record, its id as anchor."""
-    return f"### {PLANNED.get(name, (name,))[0]} {{ #{name} }}"
+    planned, where = name.removesuffix("_cpu"), ", on a CPU" if name.endswith("_cpu") else ""
+    return f"### {PLANNED.get(planned, (planned,))[0]}{where} {{ #{name} }}"
 
 
 def pointer(name: str, record: dict | None) -> str:

@@ -8,7 +8,7 @@ from minigated.experiments.vision_table import MIXERS, NANO_RECIPE, RECIPE, Arm,
 TABLE = VisionTable(
     id="ch05_full_size",
     chapter=5,
-    claim="at full size and 32 pixels gated retention and SWAT are little better than RMT",
+    claim="at full size and 32 pixels SWAT is still better than RMT",
     arms=(
         Arm("RMT", MIXERS["RMT"] | {"ffn_ratios": 4.5}, single=True),
         Arm("Retention", single=True),
