@@ -13,9 +13,13 @@ from torch import Tensor
 
 from minigated.device import GRAPH_LIMIT
 from minigated.errors import InputError
+from minigated.fused_step import decode_fused, fits, serves
 from minigated.lm import LanguageModel
 
 BACKEND = "inductor"
+SERVED = (
+    "one row on a GPU of a dense model without a gate or with a sigmoid gate at G1, in float32, bfloat16 or float16"
+)
 WARM = 3  # steps before the recording, so that every kernel is built and every library has its workspace
 
 
@@ -84,22 +88,34 @@ class StaticCache:
         model: a language model, on its device.
         batch: B, rows of every text. length: tokens that fit, prompt and new; the model's context by default.
         compiled: compile the step and, on a GPU, record it; otherwise it runs operation by operation.
+        fused: on a GPU, take the kernels of `minigated.fused_step` instead of compiling; where they fit by default.
 
     Attributes:
         tokens: int64 [B], on the device: after `start` and each step, the likeliest next token.
         logits: [B, V] of the last step; the next one may write over them.
 
     Raises:
-        InputError: no row, or more tokens than the context has positions.
+        InputError: no row, more tokens than the context has positions, or `fused` for a model that it does not serve.
     """
 
-    def __init__(self, model: LanguageModel, batch: int = 1, length: int | None = None, compiled: bool = True):
+    def __init__(
+        self,
+        model: LanguageModel,
+        batch: int = 1,
+        length: int | None = None,
+        compiled: bool = True,
+        fused: bool | None = None,
+    ):
         context = model.config.context
         length = context if length is None else length
         if batch < 1:
             raise InputError(f"a batch of {batch}; accepted: 1 or more")
         if not 2 <= length <= context:
             raise InputError(f"a static cache of {length} tokens; accepted: 2 to {context}, the context")
+        self.fused = compiled and fits(model, batch) if fused is None else fused
+        if self.fused and not fits(model, batch):
+            why = "this model" if not serves(model, batch) else f"{model.embedding.weight.device} in this dtype"
+            raise InputError(f"the fused step does not serve {why}; accepted: {SERVED}")
         self.model, self.batch, self.length = model, batch, length
         self.caches = model.new_cache(batch, length)
         self.held = [(cache.k, cache.v) for cache in self.caches]
@@ -107,7 +123,8 @@ class StaticCache:
         self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.host = torch.zeros(batch, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self.decode, self.ready = _compiled(device) if compiled else decode, not compiled
+        self.decode = decode_fused if self.fused else _compiled(device) if compiled else decode
+        self.ready = not (compiled or self.fused)
         self.graph, self.recorded, self.logits = None, None, None
 
     @torch.no_grad()

@@ -28,8 +28,11 @@ torch.library.triton_op = lambda name, mutates_args: Plain
 torch.library.wrap_triton = lambda kernel: kernel
 
 from minigated.decay import rmt_log_decay  # noqa: E402
+from minigated.fused_step import decode_fused, serves  # noqa: E402
 from minigated.kernels import depthwise_triton, windowed_triton  # noqa: E402
+from minigated.lm import build_lm  # noqa: E402
 from minigated.retention import WindowTableBuilder, decomposed  # noqa: E402
+from minigated.static_cache import decode  # noqa: E402
 from minigated.swat import SwatTableBuilder, swat_decomposed  # noqa: E402
 
 MAPS = [  # images, height, width, heads, head width, window, shifted
@@ -42,6 +45,12 @@ MAPS = [  # images, height, width, heads, head width, window, shifted
     (1, 12, 8, 2, 16, 4, True),
 ]
 CONVOLUTIONS = [(2, 5, 6, 70, 5), (3, 1, 1, 16, 3), (2, 2, 2, 64, 5), (1, 8, 8, 96, 3)]  # images, h, w, channels, side
+DECODERS = [  # options of a language model
+    {"variant": "none", "qk_norm": False},
+    {"variant": "none", "heads": 3, "kv_heads": 1, "head_width": 20},
+    {"variant": "g1_elementwise", "rope_scaling": "yarn", "rope_factor": 2.0, "trained_context": 30},
+    {"variant": "g1_headwise", "heads": 4, "kv_heads": 4, "layers": 1},
+]
 
 
 def say(name: str, case: tuple, expected, found) -> None:
@@ -118,9 +127,30 @@ def convolution(case: tuple) -> None:
     say("depthwise", case, (made, *torch.autograd.grad(made, leaves, gradient)), found)
 
 
+@torch.no_grad()
+def decoding(options: dict) -> None:
+    """Forty tokens, more than one block of the cache: logits of every step, then what the cache holds."""
+    sizes = {"layers": 2, "width": 48, "heads": 4, "kv_heads": 2, "head_width": 12, "ffn_width": 80, "context": 60}
+    model = build_lm("lm_nano", vocabulary=61, **{**sizes, **options}).eval()
+    assert serves(model, 1)
+    for weight in model.parameters():
+        weight.copy_(torch.randn_like(weight) * 0.15 if weight.ndim > 1 else 1 + 0.2 * torch.randn_like(weight))
+    plain, fused = ([(c.k, c.v) for c in model.new_cache(1, 48)] for _ in range(2))
+    tokens = torch.randint(61, (40, 1))
+    logits = [
+        torch.stack([step(model, token, torch.tensor([i]), held) for i, token in enumerate(tokens)])
+        for step, held in ((decode, plain), (decode_fused, fused))
+    ]
+    caches = [torch.stack([tensor for pair in held for tensor in pair]) for held in (plain, fused)]
+    name = tuple(options.values())
+    say("decoding", name, (logits[0], caches[0]), (logits[1], caches[1]))
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     for case in MAPS:
         windows(case)
     for case in CONVOLUTIONS:
         convolution(case)
+    for options in DECODERS:
+        decoding(options)

@@ -10,6 +10,7 @@ from minigated import static_cache
 from minigated.attention import attention_sdpa
 from minigated.device import reset_compilation
 from minigated.errors import InputError
+from minigated.fused_step import serves
 from minigated.generate import generate
 from minigated.moe import choose_form, experts_batched
 from minigated.static_cache import StaticCache, StepCache, decode, likeliest
@@ -238,6 +239,31 @@ def test_impossible_caches_are_refused(options, said):
         StaticCache(tiny(), **options)
 
 
+@pytest.mark.parametrize(
+    ("variant", "batch", "options", "served"),
+    [
+        ("none", 1, {}, True),
+        ("g1_elementwise", 1, {}, True),
+        ("g1_headwise", 1, {"qk_norm": False}, True),
+        ("none", 2, {}, False),
+        ("g1_shared", 1, {}, False),
+        ("g1_silu", 1, {}, False),
+        ("g1_additive_silu", 1, {}, False),
+        ("g2_elementwise", 1, {}, False),
+        ("sandwich_norm", 1, {}, False),
+        ("clip_100", 1, {}, False),
+        ("none", 1, {"experts": 4, "top_k": 2}, False),
+        ("none", 1, {"qk_order": ("gate", "rope", "norm")}, False),
+    ],
+)
+def test_what_the_fused_step_serves_and_that_it_is_not_taken_elsewhere(variant, batch, options, served):
+    model = tiny(variant, **options)
+    assert serves(model, batch) is served
+    assert not StaticCache(model, batch).fused  # on a CPU
+    with pytest.raises(InputError, match="does not serve cpu in this" if served else "does not serve this model"):
+        StaticCache(model, batch, fused=True)
+
+
 def test_another_model_and_a_full_cache_are_refused():
     model = tiny()
     cache = StaticCache(model, 2, 6, compiled=False)
@@ -260,6 +286,23 @@ def test_a_gpu_gives_what_the_cpu_gives(device):
         assert torch.equal(run(model, prompts(), seed, cache=cache, new_tokens=10, temperature=0), there)
     sampled = run(model, prompts(), cache=cache, new_tokens=10, temperature=0.8)
     assert torch.equal(sampled, run(model, prompts(), new_tokens=10, temperature=0.8))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("variant", ["none", "g1_elementwise", "g1_headwise"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_step_equals_the_eager_one_on_a_gpu(variant, dtype):
+    model = tiny(variant).to("cuda", dtype)
+    tokens = prompts(20, batch=1).to("cuda")
+    logits = []
+    for options in ({"compiled": False}, {"fused": True}):
+        cache = StaticCache(model, 1, **options)
+        for _ in range(2):  # the second text only replays
+            found = [cache.start(tokens[:, :4]).clone()] + [cache.step(tokens[:, i]).clone() for i in range(4, 20)]
+        logits.append(torch.stack(found))
+    error = (logits[0] - logits[1]).norm() / logits[0].norm()
+    assert error < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
 # ------------------------------------------------------------------------------------ the command

@@ -12,9 +12,10 @@ import torch
 from minigated.bench.formulas import lm_decoding, lm_matrix_parameters
 from minigated.bench.lm_rows import deep_tolerance, draw_experts
 from minigated.bench.peers import named, qwen
-from minigated.bench.rows import Case, Prepared, Row
+from minigated.bench.rows import Absent, Case, Prepared, Row
 from minigated.bench.runner import run_suite
 from minigated.bench.suite_lm import shape
+from minigated.fused_step import fits
 from minigated.generate import generate
 from minigated.interop import from_qwen3
 from minigated.lm import LanguageModel, build_lm
@@ -25,8 +26,9 @@ from minigated.variants import parameters
 
 CLAIM = "decoding one sequence is limited by reading the weights; what a step spends beyond that is launching kernels"
 FILES = [
-    "generate.py", "static_cache.py", "lm.py", "lm_config.py", "attention.py", "layers.py", "rope.py",
-    "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py", "bench/suite_generate.py",
+    "generate.py", "static_cache.py", "fused_step.py", "kernels/decode_triton.py", "lm.py", "lm_config.py",
+    "attention.py", "layers.py", "rope.py", "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py",
+    "bench/suite_lm.py", "bench/suite_generate.py",
 ]  # fmt: skip
 PROMPT = 16
 SIZES = {  # name -> config, new tokens
@@ -36,6 +38,7 @@ SIZES = {  # name -> config, new tokens
         "1.7 B": (LM_SIZES["1.7B-28L"], 128),
     },
 }
+STATIC = ("eager", "compiled", "fused")  # ways of our static step
 KINDS = {"static": "static cache", "dynamic": "growing cache"}  # transformers' caches
 
 
@@ -90,10 +93,12 @@ def static_logits(cache: StaticCache, tokens: torch.Tensor) -> torch.Tensor:
     return torch.stack(found, 1)
 
 
-def prepare_static(config: LMConfig, compiled: bool, new_tokens: int, device) -> Prepared:
-    """`minigated.generate` on a static cache that was made and, if `compiled`, recorded before."""
+def prepare_static(config: LMConfig, way: str, new_tokens: int, device) -> Prepared:
+    """`minigated.generate` on a static cache whose step is eager, or was compiled or fused, and recorded, before."""
     model, tokens = our_model(config, device), prompt(config, device)
-    cache = StaticCache(model, 1, static_length(config, new_tokens), compiled)
+    if way == "fused" and not fits(model, 1):
+        raise Absent("the fused step runs on a GPU with Triton")
+    cache = StaticCache(model, 1, static_length(config, new_tokens), compiled=way != "eager", fused=way == "fused")
 
     def step():
         return list(generate(model, tokens, new_tokens, temperature=0.0, cache=cache))
@@ -102,7 +107,7 @@ def prepare_static(config: LMConfig, compiled: bool, new_tokens: int, device) ->
     def check():
         return [static_logits(cache, tokens)], [model(tokens)]
 
-    facts = {"parameters": parameters(model), "cache": "static", "cache_length": cache.length, "compiled": compiled}
+    facts = {"parameters": parameters(model), "cache": "static", "cache_length": cache.length, "way": way}
     return Prepared(step, check, facts, deep_tolerance(device))
 
 
@@ -138,9 +143,8 @@ def case(name: str, config: LMConfig, new_tokens: int, device) -> Case:
     rows = [
         Row("minigated, no cache", partial(prepare, False), state="reference", **work),
         Row("minigated, cache", partial(prepare, True), **work),
-        Row("minigated, static cache, eager", partial(static, False), **work),
-        Row("minigated, static cache, compiled", partial(static, True), **work),
     ]
+    rows += [Row(f"minigated, static cache, {way}", partial(static, way), **work) for way in STATIC]
     for cache, words in KINDS.items():
         rows.append(
             Row(f"transformers generate, {words}", partial(prepare_peer, config, cache, new_tokens, device), **work)

@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "ch05_cifar10": "minigated.experiments.cifar10",
     "ch05_full_size": "minigated.experiments.full_size",
     "ch05_gate_ablation": "minigated.experiments.gate_ablation",
+    "ch05_stride_2": "minigated.experiments.stride_two",
     "ch06_doubled_rate": "minigated.experiments.doubled_rate",
     "ch06_mini_imagenet": "minigated.experiments.mini_imagenet",
     "ch06_swat_readings": "minigated.experiments.swat_readings",

@@ -7,7 +7,7 @@ from minigated.experiments.vision_table import NANO_RECIPE, RECIPE, Arm, VisionT
 TABLE = VisionTable(
     id="ch03_decomposed_vs_full",
     chapter=3,
-    claim="two passes along the axes are as good as one softmax over the whole map",
+    claim="one softmax over the whole map is better than two passes along its axes",
     arms=(
         Arm("decomposed", {"mixers": "rmt_decomposed"}),
         Arm("full", {"mixers": "rmt_full"}),

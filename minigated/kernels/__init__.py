@@ -1,7 +1,8 @@
-"""Fused kernels for small maps on a GPU, and when to use them (chapter 9).
+"""Fused kernels for small maps and for single tokens on a GPU, and when to use them (chapter 9).
 
 Each has a plain form elsewhere that it must equal: `DepthwiseConv` through torch's convolution, `decomposed_fast` and
-`swat_decomposed` through two passes of `axis_pass` and `swat_pass`. `torch.compile` takes them as parts of its graphs.
+`swat_decomposed` through two passes of `axis_pass` and `swat_pass`, which `torch.compile` takes as parts of its graphs;
+`minigated.fused_step.decode_fused` through `minigated.static_cache.decode`.
 """
 
 import contextlib

@@ -1,0 +1,193 @@
+"""One token of one sequence through a decoder layer as five Triton kernels (chapter 9).
+
+With a single token every product is a matrix times a vector: each weight is read once and used once, so reading the
+weights is what a step cannot be faster than. Small kernels that wait for each other are what it spends beyond that.
+So norms are worked out again by every program that needs them, sums are added where they are made, and between two
+products lies nothing but the attention itself. Roundings are those of the plain form: after every step of it.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 4096  # weights that a program holds at once
+TOKENS = 32  # of the cache, at once
+
+
+@triton.jit
+def _rounded(x, like):
+    """To the dtype of a pointer's elements and back to float32: what the plain form would have written."""
+    return x.to(like.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def _normed(x, weight, eps, width, channel):
+    """RMSNorm of a vector, float32: `minigated.layers.RMSNorm`."""
+    inside = channel < width
+    value = tl.load(x + channel, inside, 0.0).to(tl.float32)
+    value = _rounded(value * tl.rsqrt(tl.sum(value * value, 0) / width + eps), x)
+    return _rounded(value * tl.load(weight + channel, inside, 0.0).to(tl.float32), x)
+
+
+@triton.jit
+def _product(weight, row, rows, vector, width, channel):
+    """Rows of a matrix [rows, width] times a vector, float32."""
+    at = weight + row.to(tl.int64)[:, None] * width + channel[None, :]
+    tile = tl.load(at, (row < rows)[:, None] & (channel < width)[None, :], 0.0)
+    return tl.sum(tile.to(tl.float32) * vector[None, :], 1)
+
+
+@triton.jit
+def _project(
+    x, norm, first, second, third, fourth, out, rows_1, rows_2, rows_3, rows_4, eps, width,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Up to four matrices times the normed vector, one after the other in `out`."""
+    block, weight, rows, start = tl.program_id(0), first, rows_1, 0
+    if block >= tl.cdiv(rows, ROWS):
+        block, weight, rows, start = block - tl.cdiv(rows, ROWS), second, rows_2, rows_1
+        if block >= tl.cdiv(rows, ROWS):
+            block, weight, rows, start = block - tl.cdiv(rows, ROWS), third, rows_3, rows_1 + rows_2
+            if block >= tl.cdiv(rows, ROWS):
+                block, weight, rows, start = block - tl.cdiv(rows, ROWS), fourth, rows_4, rows_1 + rows_2 + rows_3
+    channel, row = tl.arange(0, WIDTH), block * ROWS + tl.arange(0, ROWS)
+    found = _product(weight, row, rows, _normed(x, norm, eps, width, channel), width, channel)
+    tl.store(out + start + row, found, row < rows)
+
+
+@triton.jit
+def _gate_and_up(x, norm, gate, up, out, rows, eps, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """SiLU(gate x) * up x of the normed vector."""
+    channel, row = tl.arange(0, WIDTH), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    vector = _normed(x, norm, eps, width, channel)
+    shut = _rounded(_product(gate, row, rows, vector, width, channel), x)
+    open_ = _rounded(_product(up, row, rows, vector, width, channel), x)
+    tl.store(out + row, _rounded(shut * tl.sigmoid(shut), x) * open_, row < rows)
+
+
+@triton.jit
+def _add(x, y, weight, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """x + weight y, in place: every program reads and writes its own rows of x."""
+    channel, row = tl.arange(0, WIDTH), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    vector = tl.load(y + channel, channel < width, 0.0).to(tl.float32)
+    found = _rounded(_product(weight, row, rows, vector, width, channel), x)
+    tl.store(x + row, tl.load(x + row, row < rows, 0.0).to(tl.float32) + found, row < rows)
+
+
+@triton.jit
+def _half(x, at, weight, cos, sin, eps, width, pair, NORM: tl.constexpr):
+    """A query or key in halves, normed if `NORM` and turned to its position; float32, rounded."""
+    inside = pair < width // 2
+    a = tl.load(x + at + pair, inside, 0.0).to(tl.float32)
+    b = tl.load(x + at + width // 2 + pair, inside, 0.0).to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / width + eps)
+        a = _rounded(_rounded(a * scale, x) * tl.load(weight + pair, inside, 0.0).to(tl.float32), x)
+        b = _rounded(_rounded(b * scale, x) * tl.load(weight + width // 2 + pair, inside, 0.0).to(tl.float32), x)
+    return _rounded(a * cos - b * sin, x), _rounded(b * cos + a * sin, x)
+
+
+@triton.jit
+def _attend(
+    qkv, q_norm, k_norm, cos, sin, position, keys, values, out, eps, scale, heads, groups, width, capacity,
+    NORM: tl.constexpr, GATE: tl.constexpr, PAIRS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """One query head: norm, rotation, its group's key and value into the cache, softmax over all so far, gate."""
+    head, pair = tl.program_id(0), tl.arange(0, PAIRS)
+    group, inside, now = head // (heads // groups), pair < width // 2, tl.load(position)
+    turn = now * (width // 2) + pair
+    c, s = tl.load(cos + turn, inside, 0.0), tl.load(sin + turn, inside, 0.0)
+    q1, q2 = _half(qkv, head * width, q_norm, c, s, eps, width, pair, NORM)
+    k1, k2 = _half(qkv, (heads + group) * width, k_norm, c, s, eps, width, pair, NORM)
+    own = qkv + (heads + groups + group) * width + pair
+    v1 = tl.load(own, inside, 0.0).to(tl.float32)
+    v2 = tl.load(own + width // 2, inside, 0.0).to(tl.float32)
+    row = group.to(tl.int64) * capacity * width
+    if head % (heads // groups) == 0:  # one head of each group writes; the others have it at hand
+        here = row + now * width + pair
+        tl.store(keys + here, k1, inside)
+        tl.store(keys + here + width // 2, k2, inside)
+        tl.store(values + here, v1, inside)
+        tl.store(values + here + width // 2, v2, inside)
+    largest = (tl.sum(q1 * k1, 0) + tl.sum(q2 * k2, 0)) * scale
+    total, y1, y2 = 1.0, v1, v2
+    for start in range(0, now, TOKENS):
+        token = start + tl.arange(0, TOKENS)
+        past = (token < now)[:, None] & inside[None, :]
+        at = row + token[:, None] * width + pair[None, :]
+        scores = tl.sum(tl.load(keys + at, past, 0.0).to(tl.float32) * q1[None, :], 1)
+        scores += tl.sum(tl.load(keys + at + width // 2, past, 0.0).to(tl.float32) * q2[None, :], 1)
+        scores = tl.where(token < now, scores * scale, -float("inf"))
+        larger = tl.maximum(largest, tl.max(scores, 0))
+        shrink, share = tl.exp(largest - larger), tl.exp(scores - larger)
+        total = total * shrink + tl.sum(share, 0)
+        y1 = y1 * shrink + tl.sum(share[:, None] * tl.load(values + at, past, 0.0).to(tl.float32), 0)
+        y2 = y2 * shrink + tl.sum(share[:, None] * tl.load(values + at + width // 2, past, 0.0).to(tl.float32), 0)
+        largest = larger
+    y1, y2 = _rounded(y1 / total, out), _rounded(y2 / total, out)
+    if GATE != "none":
+        first = qkv + (heads + 2 * groups) * width
+        if GATE == "headwise":
+            g1 = tl.load(first + head).to(tl.float32) + tl.zeros_like(y1)
+            g2 = g1
+        else:
+            g1 = tl.load(first + head * width + pair, inside, 0.0).to(tl.float32)
+            g2 = tl.load(first + head * width + width // 2 + pair, inside, 0.0).to(tl.float32)
+        y1, y2 = y1 * _rounded(tl.sigmoid(g1), out), y2 * _rounded(tl.sigmoid(g2), out)
+    tl.store(out + head * width + pair, y1, inside)
+    tl.store(out + head * width + width // 2 + pair, y2, inside)
+
+
+# ---------------------------------------------------------------------------------------------- launching
+def _blocks(width: int) -> dict[str, int]:
+    wide = triton.next_power_of_2(width)
+    return {"ROWS": max(1, TILE // wide), "WIDTH": wide}
+
+
+def project(x: Tensor, norm: Tensor, eps: float, *weights: Tensor) -> Tensor:
+    """One to four matrices [N_i, C] times RMSNorm(x), x [C]; their results one after the other, [sum N_i]."""
+    rows = [w.shape[0] for w in weights] + [0] * (4 - len(weights))
+    given, sizes = [*weights, *(weights[:1] * (4 - len(weights)))], _blocks(x.shape[0])
+    out = x.new_empty(sum(rows))
+    grid = (sum(triton.cdiv(n, sizes["ROWS"]) for n in rows),)
+    _project[grid](x, norm, *given, out, *rows, eps, x.shape[0], **sizes)
+    return out
+
+
+def gate_and_up(x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor) -> Tensor:
+    """SiLU(gate u) * up u with u = RMSNorm(x); x [C], matrices [F, C] -> [F]."""
+    out, sizes = x.new_empty(gate.shape[0]), _blocks(x.shape[0])
+    grid = (triton.cdiv(out.shape[0], sizes["ROWS"]),)
+    _gate_and_up[grid](x, norm, gate, up, out, *out.shape, eps, *x.shape, **sizes)
+    return out
+
+
+def add(x: Tensor, y: Tensor, weight: Tensor) -> None:
+    """x += weight y in place; x [C], y [N], weight [C, N]."""
+    sizes = _blocks(y.shape[0])
+    _add[(triton.cdiv(x.shape[0], sizes["ROWS"]),)](x, y, weight, *x.shape, *y.shape, **sizes)
+
+
+def attend(
+    qkv: Tensor, keys: Tensor, values: Tensor, position: Tensor, cos: Tensor, sin: Tensor,
+    norms: tuple[Tensor, Tensor] | None, eps: float, heads: int, gate: str,
+) -> Tensor:  # fmt: skip
+    """Attention of one token over the cache, which gets its key and value.
+
+    Args:
+        qkv: queries [H, D], keys [K, D], values [K, D] and logits of the gate, [H, D] or [H] if any, as one flat row.
+        keys, values: the cache, [1, K, capacity, D]. position: int64 [1], on the device.
+        cos, sin: [positions, D/2]. norms: weights [D] of the QK-norm of queries and keys. gate: "none", "headwise" or
+            "elementwise".
+
+    Returns:
+        [H * D], the input of W_O.
+    """
+    _, groups, capacity, width = keys.shape
+    out, pairs = qkv.new_empty(heads * width), triton.next_power_of_2(width // 2)
+    q_norm, k_norm = norms or (qkv, qkv)
+    _attend[(heads,)](
+        qkv, q_norm, k_norm, cos, sin, position, keys, values, out, eps, width**-0.5, heads, groups, width, capacity,
+        NORM=norms is not None, GATE=gate, PAIRS=pairs, TOKENS=TOKENS,
+    )  # fmt: skip
+    return out
