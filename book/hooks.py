@@ -12,6 +12,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = re.compile(r'<span class="(?:n|nn|o|ow|p|sa|si|w)">([^<]*)</span>')
+KEPT = re.compile(r"(<(pre|script|textarea)\b.*?</\2>)", re.DOTALL)  # where line breaks and indents count
 NEIGHBOURS = re.compile(r'(<span class="(\w+)">[^<]*)</span><span class="\2">')
 RESULTS = ROOT / "docs" / "results"
 _pages: dict[str, notebook_page.NotebookPage] = {}
@@ -92,3 +93,17 @@ def on_page_content(content, page, config, files):
 def lighter(content: str) -> str:
     """Drops colour marks from names, punctuation and operators, and joins neighbours: half of a page of code."""
     return NEIGHBOURS.sub(r"\1", PLAIN.sub(r"\1", content))
+
+
+def on_post_page(output, page, config):
+    """Leaves out the indents of the theme's templates."""
+    return squeezed(output)
+
+
+def squeezed(html: str) -> str:
+    """One line break for every stretch of white space that holds one, except inside what `KEPT` matches."""
+    parts, end = [], 0
+    for kept in KEPT.finditer(html):
+        parts += [re.sub(r"\s*\n\s*", "\n", html[end : kept.start()]), kept.group()]
+        end = kept.end()
+    return "".join([*parts, re.sub(r"\s*\n\s*", "\n", html[end:])])

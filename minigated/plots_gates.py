@@ -226,3 +226,12 @@ def claims_table(record: dict) -> str:
         measured = units.get(item["measure"], item["measure"])
         lines.append(f"| {item['claim']} | {measured} | {item['difference']:+.3g} | {shown} | {item['verdict']} |")
     return "\n".join(lines)
+
+
+def claims_told(record: dict) -> str:
+    """The claims that seeds can judge, gathered under their verdicts, as Markdown; single runs judge nothing."""
+    told: dict[str, list[str]] = {}
+    for item in record["config"]["claims"]:
+        if item["standard_error"] is not None:
+            told.setdefault(item["verdict"], []).append(item["claim"])
+    return "\n\n".join(f"**{verdict}**: {'; '.join(claims)}." for verdict, claims in told.items())

@@ -9,6 +9,7 @@ from minigated.plots_gates import (
     backcopy_figure,
     character_maps,
     claims_table,
+    claims_told,
     order_figure,
     pair_figure,
     positions_figure,
@@ -86,3 +87,9 @@ def test_claims_table_says_what_was_measured():
     claim = {"claim": "c", "measure": "m_act", "difference": -0.5, "standard_error": None, "verdict": "direction only"}
     record = {"metric": {"name": "nats a byte"}, "config": {"claims": [claim]}}
     assert claims_table(record).splitlines()[2] == "| c | largest activation | -0.5 | – | direction only |"
+
+
+def test_claims_are_told_under_their_verdicts_and_those_of_single_runs_are_not():
+    claims = [("a", 0.1, "reproduced"), ("b", None, "direction only"), ("c", 0.2, "reproduced"), ("d", 0.0, "no")]
+    record = {"config": {"claims": [{"claim": c, "standard_error": e, "verdict": v} for c, e, v in claims]}}
+    assert claims_told(record) == "**reproduced**: a; c.\n\n**no**: d."

@@ -14,6 +14,7 @@ from site_build import ROOT
 
 import drawing  # isort: skip  (from book/, whose folder site_build adds)
 import generated  # isort: skip
+import hooks  # isort: skip
 import notebook_page  # isort: skip
 import record_pages  # isort: skip
 import record_tables  # isort: skip
@@ -379,3 +380,9 @@ def test_single_claims_of_a_record_are_listed(tmp_path):
     made = record_pages.verdicts(tmp_path)
     spread = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
     assert f"| G1 wins | -0.0100{spread}0.0040 nats a byte | [reproduced](#ch02_sink_lm) |" in made
+
+
+def test_white_space_is_squeezed_but_not_where_it_counts():
+    html = "<nav>\n   <a>x</a>\n\n</nav> <b>y  z</b>\n <pre>\n  a\n</pre>\n\n<script>\n  s\n</script>"
+    kept = "<pre>\n  a\n</pre>\n<script>\n  s\n</script>"
+    assert hooks.squeezed(html) == "<nav>\n<a>x</a>\n</nav> <b>y  z</b>\n" + kept
