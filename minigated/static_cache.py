@@ -15,12 +15,12 @@ from minigated.device import GRAPH_LIMIT
 from minigated.errors import InputError
 from minigated.fused_step import decode_fused, fits, serves
 from minigated.lm import LanguageModel
+from minigated.recorded import recorded
 
 BACKEND = "inductor"
 SERVED = (
     "one row on a GPU of a dense model without a gate or with a sigmoid gate at G1, in float32, bfloat16 or float16"
 )
-WARM = 3  # steps before the recording, so that every kernel is built and every library has its workspace
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class StaticCache:
         self.host = torch.zeros(batch, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.decode = decode_fused if self.fused else _compiled(device) if compiled else decode
         self.ready = not (compiled or self.fused)
-        self.graph, self.recorded, self.logits = None, None, None
+        self.advance, self.logits = self._advance, None
 
     @torch.no_grad()
     def start(self, tokens: Tensor) -> Tensor:
@@ -166,11 +166,7 @@ class StaticCache:
             cache.length += 1
         if tokens is not None:
             self.tokens.copy_(tokens)
-        if self.graph is None:
-            self._advance()
-        else:
-            self.graph.replay()
-            self.logits = self.recorded
+        self.logits = self.advance()
         return self.logits
 
     def greedy(self, tokens: Tensor, count: int) -> Iterator[Tensor]:
@@ -196,30 +192,18 @@ class StaticCache:
         """Compiles and records the step, once; the first `start` does so unless it was done before."""
         if self.ready:
             return
-        self._warm_up(1)
+        self.position.zero_()
+        self.advance()
+        if self.device.type == "cuda":
+            self.advance = recorded(self._advance, self.device, before=self.position.zero_)
         self.ready = True
-        if self.device.type != "cuda":
-            return
-        aside = torch.cuda.Stream(self.device)  # as a recording runs, so that nothing is tied to the main stream
-        aside.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(aside):
-            self._warm_up(WARM)
-        torch.cuda.current_stream(self.device).wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self._advance()
-        self.recorded = self.logits  # where every replay leaves them
 
-    def _warm_up(self, steps: int) -> None:
-        for _ in range(steps):
-            self.position.zero_()
-            self._advance()
-
-    def _advance(self) -> None:
-        """What a step does on the device, and what a CUDA graph records of it."""
-        self.logits = self.decode(self.model, self.tokens, self.position, self.held)
-        self.tokens.copy_(likeliest(self.logits))
+    def _advance(self) -> Tensor:
+        """What a step does on the device, and what a CUDA graph records of it; the logits, [B, V]."""
+        logits = self.decode(self.model, self.tokens, self.position, self.held)
+        self.tokens.copy_(likeliest(logits))
         self.position.add_(1)
+        return logits
 
 
 def _compiled(device: torch.device):

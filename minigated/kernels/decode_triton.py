@@ -24,16 +24,21 @@ def _rounded(x, like):
 def _normed(x, weight, eps, width, channel):
     """RMSNorm of a vector, float32: `minigated.layers.RMSNorm`."""
     inside = channel < width
-    value = tl.load(x + channel, inside, 0.0).to(tl.float32)
+    value, scale = tl.load(x + channel, inside, 0.0).to(tl.float32), tl.load(weight + channel, inside, 0.0)
     value = _rounded(value * tl.rsqrt(tl.sum(value * value, 0) / width + eps), x)
-    return _rounded(value * tl.load(weight + channel, inside, 0.0).to(tl.float32), x)
+    return _rounded(value * scale.to(tl.float32), x)
 
 
 @triton.jit
-def _product(weight, row, rows, vector, width, channel):
-    """Rows of a matrix [rows, width] times a vector, float32."""
+def _read(weight, row, rows, width, channel):
+    """Some rows of a matrix [rows, width]. Programs read them first, so that they come while the rest is made."""
     at = weight + row.to(tl.int64)[:, None] * width + channel[None, :]
-    tile = tl.load(at, (row < rows)[:, None] & (channel < width)[None, :], 0.0)
+    return tl.load(at, (row < rows)[:, None] & (channel < width)[None, :], 0.0)
+
+
+@triton.jit
+def _product(tile, vector):
+    """Rows times a vector, float32."""
     return tl.sum(tile.to(tl.float32) * vector[None, :], 1)
 
 
@@ -51,7 +56,8 @@ def _project(
             if block >= tl.cdiv(rows, ROWS):
                 block, weight, rows, start = block - tl.cdiv(rows, ROWS), fourth, rows_4, rows_1 + rows_2 + rows_3
     channel, row = tl.arange(0, WIDTH), block * ROWS + tl.arange(0, ROWS)
-    found = _product(weight, row, rows, _normed(x, norm, eps, width, channel), width, channel)
+    tile = _read(weight, row, rows, width, channel)
+    found = _product(tile, _normed(x, norm, eps, width, channel))
     tl.store(out + start + row, found, row < rows)
 
 
@@ -59,18 +65,18 @@ def _project(
 def _gate_and_up(x, norm, gate, up, out, rows, eps, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """SiLU(gate x) * up x of the normed vector."""
     channel, row = tl.arange(0, WIDTH), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    gates, ups = _read(gate, row, rows, width, channel), _read(up, row, rows, width, channel)
     vector = _normed(x, norm, eps, width, channel)
-    shut = _rounded(_product(gate, row, rows, vector, width, channel), x)
-    open_ = _rounded(_product(up, row, rows, vector, width, channel), x)
-    tl.store(out + row, _rounded(shut * tl.sigmoid(shut), x) * open_, row < rows)
+    opened, value = _rounded(_product(gates, vector), x), _rounded(_product(ups, vector), x)
+    tl.store(out + row, _rounded(opened * tl.sigmoid(opened), x) * value, row < rows)
 
 
 @triton.jit
 def _add(x, y, weight, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """x + weight y, in place: every program reads and writes its own rows of x."""
     channel, row = tl.arange(0, WIDTH), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    vector = tl.load(y + channel, channel < width, 0.0).to(tl.float32)
-    found = _rounded(_product(weight, row, rows, vector, width, channel), x)
+    tile = _read(weight, row, rows, width, channel)
+    found = _rounded(_product(tile, tl.load(y + channel, channel < width, 0.0).to(tl.float32)), x)
     tl.store(x + row, tl.load(x + row, row < rows, 0.0).to(tl.float32) + found, row < rows)
 
 

@@ -7,12 +7,16 @@ import torch
 WARM = 3  # calls before the recording, so that every kernel is built and every library has its workspace
 
 
-def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
+def recorded(
+    step: Callable[[], object], device: torch.device, before: Callable[[], object] = lambda: None
+) -> Callable[[], object]:
     """Records what `step` does on a CUDA device.
 
     Args:
-        step: must neither read a number back nor copy from the host. It is called `WARM` times, then once to record.
+        step: must neither read a number back nor copy from the host. It is called `WARM` times, then once to record,
+            which computes nothing.
         device: a CUDA device.
+        before: called before each of the warm calls, e.g. to put a position back.
 
     Returns:
         A function that replays the recording and returns what `step` returned: the same tensors, written anew.
@@ -21,6 +25,7 @@ def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], o
     aside.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(aside):
         for _ in range(WARM):
+            before()
             step()
     torch.cuda.current_stream(device).wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
