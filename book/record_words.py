@@ -38,10 +38,13 @@ PLANNED = {
         "Five mixers at 32 pixels, a larger first map",
         "at 32 pixels with windows that act SWAT is better than RMT",
     ),
-    "ch05_gate_ablation": ("Parts of the retention mixer", "what each part of Gated-SwinRMT-Retention is worth"),
+    "ch05_gate_ablation": (
+        "Parts of the retention mixer",
+        "Gated-SwinRMT-Retention is better with its gate than without",
+    ),
     "ch06_mini_imagenet": (
         "Five mixers at 64 pixels",
-        "where maps are larger than a window, gated retention and SWAT are clearly better than RMT",
+        "where maps are larger than a window, SWAT is clearly better than RMT",
     ),
     "ch06_doubled_rate": (
         "Five mixers at 64 pixels, twice the rate",
@@ -55,7 +58,7 @@ PLANNED = {
     "ch07_learning_rate": ("Higher learning rates", "a gated model stands a rate that harms one without a gate"),
     "ch07_sparsity_sinks": (
         "Sinks in a mixture of experts",
-        "in a mixture of experts a gate on the attention output removes the massive activations",
+        "in a mixture of experts a gate on the attention output lowers the largest activations",
     ),
     "ch07_late_gate": (
         "A gate that comes late",

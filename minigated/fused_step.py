@@ -6,59 +6,65 @@ its sum. The numbers are those of `minigated.static_cache.decode`.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigated import kernels
 from minigated.lm import Block, LanguageModel
 from minigated.variants import Variant, get_variant
 
+REACH = 1024  # tokens of a cache up to which this step is the default: one program a head walks over all of them
+
 
 def _gate(variant: Variant) -> str | None:
-    """The gate that the kernels know the variant's attention by, None for one that they do not."""
+    """What the kernels call the variant's gate, "plain" where it has none; None for a variant they do not know."""
     if variant.head_output or variant.switch or variant.sandwich or variant.clip:
         return None
     if variant.gate is None:
-        return "none"
-    known = variant.gate.position == "g1" and (variant.gate.form, variant.gate.activation) == ("multiply", "sigmoid")
-    return variant.gate.granularity if known and variant.gate.granularity in ("elementwise", "headwise") else None
+        return "plain"
+    sigmoid = (variant.gate.position, variant.gate.form, variant.gate.activation) == ("g1", "multiply", "sigmoid")
+    return variant.gate.granularity if sigmoid and variant.gate.granularity in ("elementwise", "headwise") else None
 
 
-def serves(model: LanguageModel, batch: int) -> bool:
-    """Whether `decode_fused` knows this model: one row, no experts, no gate or a sigmoid at G1, norm, then rotation."""
-    config, order = model.config, model.config.qk_order
-    known = batch == 1 and not config.experts and _gate(get_variant(config.variant)) is not None
-    return known and config.head_width % 2 == 0 and order.index("norm") < order.index("rope")
+def unserved(model: LanguageModel, batch: int) -> str | None:
+    """Why `decode_fused` cannot do this model's steps with so many rows on its device; None if it can."""
+    config, weight, order = model.config, model.embedding.weight, model.config.qk_order
+    if batch != 1:
+        return f"does one row, not {batch}"
+    if config.experts:
+        return "knows no mixture of experts"
+    if _gate(get_variant(config.variant)) is None:
+        return f"does not know variant {config.variant!r}; accepted: no gate, g1_elementwise or g1_headwise"
+    if order.index("norm") > order.index("rope"):
+        return f"norms queries and keys before the rotation; qk_order is {order!r}"
+    if not all(parameter.is_contiguous() for parameter in model.parameters()):
+        return "wants weights that lie in one piece each"
+    if not kernels.usable(weight):
+        return f"runs on a GPU with Triton, in float32, bfloat16 or float16, not on {weight.device} in {weight.dtype}"
+    return None
 
 
-def fits(model: LanguageModel, batch: int) -> bool:
-    """Whether to take `decode_fused`: it serves, on a GPU, in a dtype that the kernels know."""
-    return serves(model, batch) and kernels.usable(model.embedding.weight)
-
-
-def _layer(block: Block, x: Tensor, rotary, position: Tensor, held: tuple[Tensor, Tensor], gate: str) -> None:
-    """One block on one token, x [C] in place."""
-    from minigated.kernels import decode_triton as fused
-
-    layer, eps = block.attention, block.attention_norm.eps
+def _layer(fused, block: Block, x: Tensor, tables: tuple, position: Tensor, held: tuple, gate: str) -> None:
+    """One block on one token, x [C] in place. `fused`: the module of the kernels."""
+    layer, ffn, eps = block.attention, block.ffn, block.attention_norm.eps
     projections = [layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight]
-    if gate != "none":
+    if gate != "plain":
         projections.append(layer.gates["g1"].scores.linear.weight)
-    normed = not isinstance(layer.q_norm, torch.nn.Identity)
+    normed = not isinstance(layer.q_norm, nn.Identity)
     norms = (layer.q_norm.weight, layer.k_norm.weight) if normed else None
     qkv = fused.project(x, block.attention_norm.weight, eps, *projections)
-    y = fused.attend(qkv, *held, position, *rotary, norms, layer.q_norm.eps if normed else eps, layer.shape.heads, gate)
+    y = fused.attend(qkv, *held, position, *tables, norms, layer.q_norm.eps if normed else eps, layer.shape.heads, gate)
     fused.add(x, y, layer.o_proj.weight)
-    ffn = block.ffn
     hidden = fused.gate_and_up(x, block.ffn_norm.weight, block.ffn_norm.eps, ffn.gate_proj.weight, ffn.up_proj.weight)
     fused.add(x, hidden, ffn.down_proj.weight)
 
 
+@torch.no_grad()
 def decode_fused(model: LanguageModel, tokens: Tensor, position: Tensor, held: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """As `minigated.static_cache.decode`, for a model that it `serves`; nothing is compiled but the kernels."""
-    from minigated.kernels import decode_triton as fused
+    """As `minigated.static_cache.decode`, for a model that is not `unserved`; nothing is compiled but the kernels."""
+    from minigated.kernels import decode_triton as fused  # here, since a machine without Triton imports this module too
 
-    gate = _gate(get_variant(model.config.variant))
+    gate, tables = _gate(get_variant(model.config.variant)), (model.rotary.cos, model.rotary.sin)
     x = model.embedding(tokens.clamp(min=0))[0]  # [C], a copy: the layers add to it
     for block, cache in zip(model.blocks, held):
-        _layer(block, x, (model.rotary.cos, model.rotary.sin), position, cache, gate)
+        _layer(fused, block, x, tables, position, cache, gate)
     return fused.project(x, model.norm.weight, model.norm.eps, model.head.weight)[None]  # [1, V]

@@ -184,7 +184,7 @@ def readings_table(record: dict | None) -> str:
     if "default" in rows:
         mean, std = rows["default"]["mean"], rows["default"]["std"]
         spread = "" if std is None else f" ± {std:.2f} over seeds"
-        lines.append(f"| all of these together | – | – | {mean:.2f}{spread} | – |")
+        lines.append(f"| our model as it is | – | – | {mean:.2f}{spread} | – |")
     return "\n".join(lines)
 
 

@@ -21,16 +21,17 @@ def recorded(
     Returns:
         A function that replays the recording and returns what `step` returned: the same tensors, written anew.
     """
-    aside = torch.cuda.Stream(device)
-    aside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(aside):
-        for _ in range(WARM):
-            before()
-            step()
-    torch.cuda.current_stream(device).wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        made = step()
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream(device)
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):
+            for _ in range(WARM):
+                before()
+                step()
+        torch.cuda.current_stream(device).wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=aside):  # the default one belongs to whichever device came first
+            made = step()
 
     def replay() -> object:
         graph.replay()

@@ -12,15 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigated.device import GRAPH_LIMIT
-from minigated.errors import InputError
-from minigated.fused_step import decode_fused, fits, serves
+from minigated.errors import InputError, one_of
+from minigated.fused_step import REACH, decode_fused, unserved
 from minigated.lm import LanguageModel
 from minigated.recorded import recorded
 
 BACKEND = "inductor"
-SERVED = (
-    "one row on a GPU of a dense model without a gate or with a sigmoid gate at G1, in float32, bfloat16 or float16"
-)
+WAYS = ("eager", "compiled", "fused")
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -87,15 +85,17 @@ class StaticCache:
     Args:
         model: a language model, on its device.
         batch: B, rows of every text. length: tokens that fit, prompt and new; the model's context by default.
-        compiled: compile the step and, on a GPU, record it; otherwise it runs operation by operation.
-        fused: on a GPU, take the kernels of `minigated.fused_step` instead of compiling; where they fit by default.
+        way: how a step runs: "eager", operation by operation; "compiled"; or "fused", by `minigated.fused_step`. The
+            last two are recorded on a GPU. By default fused where that serves and the cache has at most its `REACH`,
+            compiled elsewhere.
 
     Attributes:
         tokens: int64 [B], on the device: after `start` and each step, the likeliest next token.
         logits: [B, V] of the last step; the next one may write over them.
 
     Raises:
-        InputError: no row, more tokens than the context has positions, or `fused` for a model that it does not serve.
+        InputError: no row, more tokens than the context has positions, an unknown way, or "fused" where that does not
+            serve; the message says why.
     """
 
     def __init__(
@@ -103,8 +103,7 @@ class StaticCache:
         model: LanguageModel,
         batch: int = 1,
         length: int | None = None,
-        compiled: bool = True,
-        fused: bool | None = None,
+        way: str | None = None,
     ):
         context = model.config.context
         length = context if length is None else length
@@ -112,19 +111,21 @@ class StaticCache:
             raise InputError(f"a batch of {batch}; accepted: 1 or more")
         if not 2 <= length <= context:
             raise InputError(f"a static cache of {length} tokens; accepted: 2 to {context}, the context")
-        self.fused = compiled and fits(model, batch) if fused is None else fused
-        if self.fused and not fits(model, batch):
-            why = "this model" if not serves(model, batch) else f"{model.embedding.weight.device} in this dtype"
-            raise InputError(f"the fused step does not serve {why}; accepted: {SERVED}")
+        why = unserved(model, batch)
+        self.way = way or ("compiled" if why or length > REACH else "fused")
+        one_of("way of a static cache", self.way, WAYS)
+        if self.way == "fused" and why:
+            raise InputError(f"the fused step {why}")
         self.model, self.batch, self.length = model, batch, length
         self.caches = model.new_cache(batch, length)
         self.held = [(cache.k, cache.v) for cache in self.caches]
+        self.tables = model.rotary.cos, model.rotary.sin  # a recording reads these, should the model make new ones
         self.device = device = self.held[0][0].device
         self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.host = torch.zeros(batch, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self.decode = decode_fused if self.fused else _compiled(device) if compiled else decode
-        self.ready = not (compiled or self.fused)
+        self.decode = {"eager": decode, "fused": decode_fused}.get(self.way) or _compiled(device)
+        self.ready = self.way == "eager"
         self.advance, self.logits = self._advance, None
 
     @torch.no_grad()
@@ -145,6 +146,8 @@ class StaticCache:
         self.prepare()
         for cache in self.caches:
             cache.length = 0
+            cache.k.zero_()
+            cache.v.zero_()  # what a mask hides is multiplied by 0, which an infinity from the last text would survive
         self.logits = self.model(tokens.to(self.device), self.caches)[:, -1]  # many tokens at once, as ever
         self.tokens.copy_(likeliest(self.logits))
         self.position.fill_(tokens.shape[1])
@@ -162,6 +165,7 @@ class StaticCache:
         """
         if self.caches[0].length >= self.length:
             raise InputError(f"the cache holds {self.length} tokens; {self.length + 1} were given")
+        self.prepare()
         for cache in self.caches:
             cache.length += 1
         if tokens is not None:
@@ -192,11 +196,13 @@ class StaticCache:
         """Compiles and records the step, once; the first `start` does so unless it was done before."""
         if self.ready:
             return
-        self.position.zero_()
-        self.advance()
+        self.ready = True
         if self.device.type == "cuda":
             self.advance = recorded(self._advance, self.device, before=self.position.zero_)
-        self.ready = True
+        else:
+            self.advance()
+        self.tokens.zero_()
+        self.position.zero_()
 
     def _advance(self) -> Tensor:
         """What a step does on the device, and what a CUDA graph records of it; the logits, [B, V]."""

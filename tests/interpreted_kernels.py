@@ -28,7 +28,7 @@ torch.library.triton_op = lambda name, mutates_args: Plain
 torch.library.wrap_triton = lambda kernel: kernel
 
 from minigated.decay import rmt_log_decay  # noqa: E402
-from minigated.fused_step import decode_fused, serves  # noqa: E402
+from minigated.fused_step import decode_fused  # noqa: E402
 from minigated.kernels import depthwise_triton, windowed_triton  # noqa: E402
 from minigated.lm import build_lm  # noqa: E402
 from minigated.retention import WindowTableBuilder, decomposed  # noqa: E402
@@ -49,7 +49,7 @@ DECODERS = [  # options of a language model
     {"variant": "none", "qk_norm": False},
     {"variant": "none", "heads": 3, "kv_heads": 1, "head_width": 20},
     {"variant": "g1_elementwise", "rope_scaling": "yarn", "rope_factor": 2.0, "trained_context": 30},
-    {"variant": "g1_headwise", "heads": 4, "kv_heads": 4, "layers": 1},
+    {"variant": "g1_headwise", "heads": 1, "kv_heads": 1, "layers": 1, "tied": True},
 ]
 
 
@@ -128,22 +128,27 @@ def convolution(case: tuple) -> None:
 
 
 @torch.no_grad()
-def decoding(options: dict) -> None:
-    """Forty tokens, more than one block of the cache: logits of every step, then what the cache holds."""
+def decoding(options: dict, dtype: torch.dtype) -> None:
+    """Forty tokens, more than one block of the cache: logits of every step, then what the cache holds.
+
+    Triton's interpreter cuts bfloat16 off where a GPU rounds, so the rounded dtype here is float16.
+    """
     sizes = {"layers": 2, "width": 48, "heads": 4, "kv_heads": 2, "head_width": 12, "ffn_width": 80, "context": 60}
     model = build_lm("lm_nano", vocabulary=61, **{**sizes, **options}).eval()
-    assert serves(model, 1)
     for weight in model.parameters():
         weight.copy_(torch.randn_like(weight) * 0.15 if weight.ndim > 1 else 1 + 0.2 * torch.randn_like(weight))
+    model.to(dtype)
     plain, fused = ([(c.k, c.v) for c in model.new_cache(1, 48)] for _ in range(2))
-    tokens = torch.randint(61, (40, 1))
+    for k, v in fused:
+        k.fill_(float("nan")), v.fill_(float("inf"))  # what an earlier text may have left
+    tokens = torch.randint(-1, 61, (40, 1))  # -1 is a token that was not there to choose
+    steps = ((decode, plain), (decode_fused, fused))
     logits = [
-        torch.stack([step(model, token, torch.tensor([i]), held) for i, token in enumerate(tokens)])
-        for step, held in ((decode, plain), (decode_fused, fused))
+        torch.stack([step(model, token, torch.tensor([i]), held) for i, token in enumerate(tokens)]).float()
+        for step, held in steps
     ]
-    caches = [torch.stack([tensor for pair in held for tensor in pair]) for held in (plain, fused)]
-    name = tuple(options.values())
-    say("decoding", name, (logits[0], caches[0]), (logits[1], caches[1]))
+    caches = [torch.stack([tensor[:, :, :40] for pair in held for tensor in pair]).float() for _, held in steps]
+    say(f"decoding {dtype}", tuple(options.values()), (logits[0], caches[0]), (logits[1], caches[1]))
 
 
 if __name__ == "__main__":
@@ -153,4 +158,5 @@ if __name__ == "__main__":
     for case in CONVOLUTIONS:
         convolution(case)
     for options in DECODERS:
-        decoding(options)
+        for dtype in (torch.float32, torch.float16):
+            decoding(options, dtype)

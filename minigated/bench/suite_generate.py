@@ -15,20 +15,20 @@ from minigated.bench.peers import named, qwen
 from minigated.bench.rows import Absent, Case, Prepared, Row
 from minigated.bench.runner import run_suite
 from minigated.bench.suite_lm import shape
-from minigated.fused_step import fits
+from minigated.fused_step import unserved
 from minigated.generate import generate
 from minigated.interop import from_qwen3
 from minigated.lm import LanguageModel, build_lm
 from minigated.lm_config import SIZES as LM_SIZES
 from minigated.lm_config import LMConfig
-from minigated.static_cache import StaticCache
+from minigated.static_cache import WAYS, StaticCache
 from minigated.variants import parameters
 
 CLAIM = "decoding one sequence is limited by reading the weights; what a step spends beyond that is launching kernels"
 FILES = [
-    "generate.py", "static_cache.py", "fused_step.py", "kernels/decode_triton.py", "recorded.py", "lm.py",
-    "lm_config.py", "attention.py", "layers.py", "rope.py", "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py",
-    "bench/suite_lm.py", "bench/suite_generate.py",
+    "generate.py", "static_cache.py", "fused_step.py", "kernels/decode_triton.py", "kernels/__init__.py",
+    "recorded.py", "lm.py", "lm_config.py", "variants.py", "gates.py", "attention.py", "layers.py", "rope.py",
+    "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py", "bench/suite_generate.py",
 ]  # fmt: skip
 PROMPT = 16
 SIZES = {  # name -> config, new tokens
@@ -38,7 +38,6 @@ SIZES = {  # name -> config, new tokens
         "1.7 B": (LM_SIZES["1.7B-28L"], 128),
     },
 }
-STATIC = ("eager", "compiled", "fused")  # ways of our static step
 KINDS = {"static": "static cache", "dynamic": "growing cache"}  # transformers' caches
 
 
@@ -96,9 +95,9 @@ def static_logits(cache: StaticCache, tokens: torch.Tensor) -> torch.Tensor:
 def prepare_static(config: LMConfig, way: str, new_tokens: int, device) -> Prepared:
     """`minigated.generate` on a static cache whose step is eager, or was compiled or fused, and recorded, before."""
     model, tokens = our_model(config, device), prompt(config, device)
-    if way == "fused" and not fits(model, 1):
-        raise Absent("the fused step runs on a GPU with Triton")
-    cache = StaticCache(model, 1, static_length(config, new_tokens), compiled=way != "eager", fused=way == "fused")
+    if way == "fused" and (why := unserved(model, 1)):
+        raise Absent(f"the fused step {why}")
+    cache = StaticCache(model, 1, static_length(config, new_tokens), way)
 
     def step():
         return list(generate(model, tokens, new_tokens, temperature=0.0, cache=cache))
@@ -144,7 +143,7 @@ def case(name: str, config: LMConfig, new_tokens: int, device) -> Case:
         Row("minigated, no cache", partial(prepare, False), state="reference", **work),
         Row("minigated, cache", partial(prepare, True), **work),
     ]
-    rows += [Row(f"minigated, static cache, {way}", partial(static, way), **work) for way in STATIC]
+    rows += [Row(f"minigated, static cache, {way}", partial(static, way), **work) for way in WAYS]
     for cache, words in KINDS.items():
         rows.append(
             Row(f"transformers generate, {words}", partial(prepare_peer, config, cache, new_tokens, device), **work)

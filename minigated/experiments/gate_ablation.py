@@ -7,7 +7,7 @@ from minigated.experiments.vision_table import AT_64, GATED, NANO_RECIPE, Arm, V
 TABLE = VisionTable(
     id="ch05_gate_ablation",
     chapter=5,
-    claim="what each part of Gated-SwinRMT-Retention is worth",
+    claim="Gated-SwinRMT-Retention is better with its gate than without",
     arms=(
         Arm("as it is", GATED),
         Arm("no gate", {"gate": "none"}, single=True),

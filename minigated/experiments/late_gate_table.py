@@ -12,8 +12,8 @@ CLAIMS = (
     ("a gate from the start is better than one added late at one", "from the start", "late, from one", "loss"),
     ("a gate from the start is better than one added late at random", "from the start", "late, at random", "loss"),
     ("a gate from the start is better than none", "from the start", "none", "loss"),
-    ("largest activations are lower with the gate from the start", "from the start", "late, from one", "m_act"),
-    ("first-token share is lower with the gate from the start", "from the start", "late, from one", "f_attn"),
+    ("from the start it leaves smaller activations than late at one", "from the start", "late, from one", "m_act"),
+    ("from the start it leaves a smaller first-token share", "from the start", "late, from one", "f_attn"),
 )
 
 

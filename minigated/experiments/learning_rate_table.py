@@ -75,8 +75,8 @@ def make_rows(runs: dict[tuple[str, int], list[dict]], warmup: int) -> list[dict
 CLAIMS = (
     ("twice the rate costs a gated model less", "g1_elementwise, 2x", "none, 2x", "cost"),
     ("four times the rate cost a gated model less", "g1_elementwise, 4x", "none, 4x", "cost"),
-    ("twice the rate harms a model without a gate", "none, 1x", "none, 2x", "loss"),
-    ("four times the rate harm a model without a gate", "none, 1x", "none, 4x", "loss"),
+    ("without a gate the single rate is better than twice the rate", "none, 1x", "none, 2x", "loss"),
+    ("without a gate the single rate is better than four times the rate", "none, 1x", "none, 4x", "loss"),
     ("at the single rate the gate is better than none", "g1_elementwise, 1x", "none, 1x", "loss"),
     ("at twice the rate the gate is better than none", "g1_elementwise, 2x", "none, 2x", "loss"),
     ("at four times the rate the gate is better than none", "g1_elementwise, 4x", "none, 4x", "loss"),

@@ -63,16 +63,16 @@ def judge(rows: list[dict]) -> list[dict]:
     """
     beyond, within, last = (4, 8), (1, 2), (2,)
 
-    def cost(arm):
+    def gained(arm):  # by YaRN; below zero in the paper
         before, after = (per_seed(rows, arm, s, last) for s in ("trained on", "trained on, yarn"))
-        return [b - a for b, a in zip(before, after)]
+        return [a - b for b, a in zip(before, after)]
 
     plain, gated = ARMS
     yarn = "trained on, yarn"
     claims = (
         ("beyond the trained length, under YaRN, the gated model finds more", "digits", 1,
          lambda arm: per_seed(rows, arm, yarn, beyond)),
-        ("at the trained length, YaRN costs the gated model less", "digits", -1, cost),
+        ("at the trained length, the gated model loses fewer digits to YaRN", "digits", 1, gained),
         ("within the trained length the gated model is ahead", "digits", 1,
          lambda arm: per_seed(rows, arm, "trained on", within)),
         ("beyond the trained length, under YaRN, the gated model's loss is lower", "nats", -1,

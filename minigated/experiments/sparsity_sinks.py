@@ -121,7 +121,7 @@ def build_record(log: RunLog, runs: dict, seeds: list[int], scale: str, corpus) 
         files=MOE_FILES,
         id="ch07_sparsity_sinks",
         chapter=7,
-        claim="in a mixture of experts a gate on the attention output removes the massive activations",
+        claim="in a mixture of experts a gate on the attention output lowers the largest activations",
         command=f"python -m minigated run ch07_sparsity_sinks --scale {scale} --seeds {len(seeds)}",
         config={**log.settings, "rank_correlations": orders(rows), "claims": judged},
         seeds=seeds,

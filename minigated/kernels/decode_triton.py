@@ -75,22 +75,27 @@ def _gate_and_up(x, norm, gate, up, out, rows, eps, width, ROWS: tl.constexpr, W
 def _add(x, y, weight, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """x + weight y, in place: every program reads and writes its own rows of x."""
     channel, row = tl.arange(0, WIDTH), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    tile = _read(weight, row, rows, width, channel)
+    tile, before = _read(weight, row, rows, width, channel), tl.load(x + row, row < rows, 0.0).to(tl.float32)
     found = _rounded(_product(tile, tl.load(y + channel, channel < width, 0.0).to(tl.float32)), x)
-    tl.store(x + row, tl.load(x + row, row < rows, 0.0).to(tl.float32) + found, row < rows)
+    tl.store(x + row, before + found, row < rows)
 
 
 @triton.jit
-def _half(x, at, weight, cos, sin, eps, width, pair, NORM: tl.constexpr):
-    """A query or key in halves, normed if `NORM` and turned to its position; float32, rounded."""
+def _halves(x, width, pair):
+    """The first and the second half of a head's channels, float32."""
     inside = pair < width // 2
-    a = tl.load(x + at + pair, inside, 0.0).to(tl.float32)
-    b = tl.load(x + at + width // 2 + pair, inside, 0.0).to(tl.float32)
+    first, second = tl.load(x + pair, inside, 0.0), tl.load(x + width // 2 + pair, inside, 0.0)
+    return first.to(tl.float32), second.to(tl.float32)
+
+
+@triton.jit
+def _turned(a, b, weight, cos, sin, eps, width, pair, like, NORM: tl.constexpr):
+    """A query or key in halves, normed if `NORM` and turned to its position; float32, rounded as `like`."""
     if NORM:
+        first, second = _halves(weight, width, pair)
         scale = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / width + eps)
-        a = _rounded(_rounded(a * scale, x) * tl.load(weight + pair, inside, 0.0).to(tl.float32), x)
-        b = _rounded(_rounded(b * scale, x) * tl.load(weight + width // 2 + pair, inside, 0.0).to(tl.float32), x)
-    return _rounded(a * cos - b * sin, x), _rounded(b * cos + a * sin, x)
+        a, b = _rounded(_rounded(a * scale, like) * first, like), _rounded(_rounded(b * scale, like) * second, like)
+    return _rounded(a * cos - b * sin, like), _rounded(b * cos + a * sin, like)
 
 
 @triton.jit
@@ -101,13 +106,13 @@ def _attend(
     """One query head: norm, rotation, its group's key and value into the cache, softmax over all so far, gate."""
     head, pair = tl.program_id(0), tl.arange(0, PAIRS)
     group, inside, now = head // (heads // groups), pair < width // 2, tl.load(position)
+    q1, q2 = _halves(qkv + head * width, width, pair)
+    k1, k2 = _halves(qkv + (heads + group) * width, width, pair)
+    v1, v2 = _halves(qkv + (heads + groups + group) * width, width, pair)
     turn = now * (width // 2) + pair
     c, s = tl.load(cos + turn, inside, 0.0), tl.load(sin + turn, inside, 0.0)
-    q1, q2 = _half(qkv, head * width, q_norm, c, s, eps, width, pair, NORM)
-    k1, k2 = _half(qkv, (heads + group) * width, k_norm, c, s, eps, width, pair, NORM)
-    own = qkv + (heads + groups + group) * width + pair
-    v1 = tl.load(own, inside, 0.0).to(tl.float32)
-    v2 = tl.load(own + width // 2, inside, 0.0).to(tl.float32)
+    q1, q2 = _turned(q1, q2, q_norm, c, s, eps, width, pair, qkv, NORM)
+    k1, k2 = _turned(k1, k2, k_norm, c, s, eps, width, pair, qkv, NORM)
     row = group.to(tl.int64) * capacity * width
     if head % (heads // groups) == 0:  # one head of each group writes; the others have it at hand
         here = row + now * width + pair
@@ -121,25 +126,24 @@ def _attend(
         token = start + tl.arange(0, TOKENS)
         past = (token < now)[:, None] & inside[None, :]
         at = row + token[:, None] * width + pair[None, :]
-        scores = tl.sum(tl.load(keys + at, past, 0.0).to(tl.float32) * q1[None, :], 1)
-        scores += tl.sum(tl.load(keys + at + width // 2, past, 0.0).to(tl.float32) * q2[None, :], 1)
+        old1, old2 = tl.load(keys + at, past, 0.0), tl.load(keys + at + width // 2, past, 0.0)
+        held1, held2 = tl.load(values + at, past, 0.0), tl.load(values + at + width // 2, past, 0.0)
+        scores = tl.sum(old1.to(tl.float32) * q1[None, :] + old2.to(tl.float32) * q2[None, :], 1)
         scores = tl.where(token < now, scores * scale, -float("inf"))
         larger = tl.maximum(largest, tl.max(scores, 0))
         shrink, share = tl.exp(largest - larger), tl.exp(scores - larger)
         total = total * shrink + tl.sum(share, 0)
-        y1 = y1 * shrink + tl.sum(share[:, None] * tl.load(values + at, past, 0.0).to(tl.float32), 0)
-        y2 = y2 * shrink + tl.sum(share[:, None] * tl.load(values + at + width // 2, past, 0.0).to(tl.float32), 0)
+        y1 = y1 * shrink + tl.sum(share[:, None] * held1.to(tl.float32), 0)
+        y2 = y2 * shrink + tl.sum(share[:, None] * held2.to(tl.float32), 0)
         largest = larger
     y1, y2 = _rounded(y1 / total, out), _rounded(y2 / total, out)
-    if GATE != "none":
-        first = qkv + (heads + 2 * groups) * width
-        if GATE == "headwise":
-            g1 = tl.load(first + head).to(tl.float32) + tl.zeros_like(y1)
-            g2 = g1
-        else:
-            g1 = tl.load(first + head * width + pair, inside, 0.0).to(tl.float32)
-            g2 = tl.load(first + head * width + width // 2 + pair, inside, 0.0).to(tl.float32)
-        y1, y2 = y1 * _rounded(tl.sigmoid(g1), out), y2 * _rounded(tl.sigmoid(g2), out)
+    scores = qkv + (heads + 2 * groups) * width
+    if GATE == "headwise":
+        open_ = _rounded(tl.sigmoid(tl.load(scores + head).to(tl.float32)), out)
+        y1, y2 = y1 * open_, y2 * open_
+    if GATE == "elementwise":
+        open1, open2 = _halves(scores + head * width, width, pair)
+        y1, y2 = y1 * _rounded(tl.sigmoid(open1), out), y2 * _rounded(tl.sigmoid(open2), out)
     tl.store(out + head * width + pair, y1, inside)
     tl.store(out + head * width + width // 2 + pair, y2, inside)
 
@@ -183,8 +187,8 @@ def attend(
     Args:
         qkv: queries [H, D], keys [K, D], values [K, D] and logits of the gate, [H, D] or [H] if any, as one flat row.
         keys, values: the cache, [1, K, capacity, D]. position: int64 [1], on the device.
-        cos, sin: [positions, D/2]. norms: weights [D] of the QK-norm of queries and keys. gate: "none", "headwise" or
-            "elementwise".
+        cos, sin: [positions, D/2]. norms: weights [D] of the QK-norm of queries and keys. gate: "plain" (none),
+            "headwise" or "elementwise".
 
     Returns:
         [H * D], the input of W_O.
