@@ -191,10 +191,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def take_gpu(name: str) -> None:
+    """Makes the GPU of "cuda:N" the current one: fused kernels and recordings start there. Others change nothing."""
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and index.isdigit():
+        import torch
+
+        if int(index) < torch.cuda.device_count():  # otherwise the command says what is there
+            torch.cuda.set_device(int(index))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
     args = build_parser().parse_args(arguments)
     try:
+        take_gpu(getattr(args, "device", ""))
         return args.function(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

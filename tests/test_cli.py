@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigated.__main__ import main
+from minigated.__main__ import main, take_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -134,3 +134,12 @@ def test_a_vision_model_trains_and_goes_on(tmp_path, capsys):
 def test_wrong_options_of_a_vision_run_are_one_line(option, capsys):
     assert main(["train", "rmt_nano", *option]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_gpu_of_a_name_becomes_the_current_one(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for name in ("auto", "cpu", "cuda", "cuda:1", "cuda:2", "cuda:x", ""):
+        take_gpu(name)
+    assert taken == [1]
