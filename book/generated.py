@@ -38,7 +38,7 @@ PLAN = (
     Chapter("05_retention_vit", "Gated-SwinRMT-Retention", "What does the gate add to a vision backbone?"),
     Chapter("06_swat_vit", "Gated-SwinRMT-SWAT", "What if the softmax itself is replaced by a sigmoid?"),
     Chapter("07_moe_llm", "Mixture of experts", "Does the gate help where the paper measured it?"),
-    Chapter("08_long_context", "Long context", "Why does a model without a sink stretch further?"),
+    Chapter("08_long_context", "Long context", "Does a model without a sink stretch further?"),
     Chapter("09_fast_path", "The fast path", "How fast can all this run?"),
 )
 # Modules in reading order; what is not listed comes last, under "Further modules".
@@ -73,8 +73,8 @@ def fill(markdown: str, **given) -> str:
 
 # ---------------------------------------------------------------------------------------------- chapters
 def chapter_table(chapters: Path, **_) -> str:
-    """One row a chapter: question, status, and how long its notebook ran."""
-    lines = ["| Chapter | The question | Status |", "|---|---|---|"]
+    """One row a chapter: question, and how long its notebook ran on what."""
+    lines = ["| Chapter | The question | Its page was run |", "|---|---|---|"]
     for number, chapter in enumerate(PLAN, start=1):
         path = chapters / f"{chapter.name}.ipynb"
         title, status = chapter.title, "in preparation"
@@ -87,8 +87,8 @@ def chapter_table(chapters: Path, **_) -> str:
 def _ran(path: Path) -> str:
     run = nbformat.read(path, as_version=4).metadata.get("minigated", {}).get("run", {})
     if not run.get("seconds"):
-        return "ready"
-    return f"ready: {run['seconds']:.0f} s on {run.get('device', 'an unnamed device').split(' (')[0]}"
+        return "not yet"
+    return f"{run['seconds']:.0f} s on {run.get('device', 'an unnamed device').split(' (')[0]}"
 
 
 def results(**_) -> str:

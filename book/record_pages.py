@@ -54,12 +54,25 @@ def sections(results: Path, **_) -> str:
 
 def speeds(results: Path, **_) -> str:
     """The records of speeds in full: with 190 rows they have a page of their own."""
-    return "\n\n".join(section(*one) for one in known(results).items() if is_bench(one[0]))
+    found = {name: record for name, record in known(results).items() if is_bench(name)}
+    there = {name: record for name, record in found.items() if record}
+    if not there:
+        return "There are none yet; `python -m minigated bench` makes them."
+    missing = [f"`{name.removeprefix('ch09_bench_')}`" for name in found if name not in there]
+    parts = [legend(max(there.values(), key=lambda record: len(legend(record))))]
+    parts += [f"Not recorded on a GPU yet: {', '.join(missing)}."] if missing else []
+    return "\n\n".join([*parts, *(section(*one) for one in there.items())])
 
 
 def is_bench(name: str) -> bool:
     """Whether a record was made by a suite of `python -m minigated bench`."""
     return name.startswith("ch09_bench_")
+
+
+def claim_of(record: dict) -> str:
+    """The record's claim as a sentence; that of a suite which ran on a CPU is yet to be tested."""
+    waiting = is_bench(record["id"]) and record["id"].endswith("_cpu")
+    return f"To be tested on a GPU: {record['claim']}." if waiting else sentence(record["claim"])
 
 
 def heading(name: str) -> str:
@@ -72,7 +85,7 @@ def pointer(name: str, record: dict | None) -> str:
     """A record's claim and the way to its tables."""
     if record is None:
         return section(name, record)
-    said = f"`{name}` · {sentence(record['claim'])}"
+    said = f"`{name}` · {claim_of(record)}"
     return f"{heading(name)}\n\n{said} [Its tables](speed.md#{name}) stand on the page of speeds."
 
 
@@ -81,7 +94,8 @@ def section(name: str, record: dict | None) -> str:
     if record is None:
         said = f"`{name}`: no record yet; the command that makes it is `python -m minigated run {name}`."
         return f"{heading(name)}\n\n{said}"
-    parts = [heading(name), f"`{name}` · {sentence(record['claim'])}", legend(record), *tables(record)]
+    explained = [] if is_bench(name) else [legend(record)]  # the page of speeds says it once
+    parts = [heading(name), f"`{name}` · {claim_of(record)}", *explained, *tables(record)]
     parts.append(f"*{sentence(records.caption(record))}*")
     uniform = {row["extra"].get("uniform") for row in record["rows"]} - {None}
     if len(uniform) == 1:

@@ -148,26 +148,34 @@ def limit_ms(extra: dict, ceilings: Mapping[str, float]) -> float | None:
 
 
 def record_roofline(record: dict):
-    """The fastest row of each case of a bench record on the roofline; cases without counted work are left out."""
+    """Of each case of a bench record the fastest row whose work is counted, on the roofline."""
     ceilings, points = record["config"]["ceilings"], {}
     dtype = record["rows"][0]["extra"]["dtype"]
     for case, rows in cases_of(record).items():
-        best = max((row["extra"] for row in rows), key=lambda extra: extra["per_second"])
-        if best["intensity"] and best["dtype"] == dtype:
+        counted = [row["extra"] for row in rows if row["extra"]["intensity"] and row["extra"]["dtype"] == dtype]
+        if counted:
+            best = max(counted, key=lambda extra: extra["per_second"])
             points[f"{case}: {best['contender']}"] = (best["intensity"], best["flop_rate"])
     return roofline_figure(points, ceilings[dtype], ceilings["copy"])
 
 
 def bench_table(record: dict) -> str:
-    """A bench record as a Markdown table: time, speed, against the case's first row, shares of both limits."""
-    lines = ["| | median, ms | speed | first = 1 | of matrix rate | of copy |", "|---|" + "---:|" * 5]
+    """A bench record as a Markdown table: time, speed, against the case's first row, shares of both limits.
+
+    Of decoding also the time over that of reading the weights; below it what was not timed, and why.
+    """
+    decoding = any(row["extra"].get("against_weights") for row in record["rows"])
+    heads = ["median, ms", "speed", "first = 1", "of matrix rate", "of copy", *["weights = 1"] * decoding]
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     share = lambda value: "–" if value is None else f"{value:.0%}"
     for case, rows in cases_of(record).items():
-        lines.append(f"| **{case}** | | | | | |")
+        lines.append(f"| **{case}** |" + " |" * len(heads))
         for row in rows:
             extra = row["extra"]
             lines.append(
                 f"| {extra['contender']} | {extra['median_ms']:.3g} | {extra['per_second']:,.0f} {extra['unit']}/s "
                 f"| {extra['against_first']:.2f} | {share(extra['flop_share'])} | {share(extra['byte_share'])} |"
+                + (f" {extra['against_weights']:.2f} |" if decoding else "")
             )
-    return "\n".join(lines)
+    left = [f"{row['case']}, {row['row']} ({row['reason']})" for row in record["config"].get("not_timed", ())]
+    return "\n".join([*lines, *([f"\nNot timed: {'; '.join(left)}."] if left else [])])

@@ -93,3 +93,12 @@ def test_the_table_has_a_line_a_row_and_names_what_is_not_counted(record):
     assert len(lines) == 2 + 2 + 3
     assert lines[4] == "| fast | 4 | 250 maps/s | 2.00 | 25% | 50% |"
     assert lines[6].endswith("| 20% | – |")
+
+
+def test_the_table_of_decoding_names_what_was_not_timed_and_how_far_the_weights_are(record):
+    record["config"]["not_timed"] = [{"case": "fast", "row": "fused", "reason": "wants a GPU"}]
+    for row, times in zip(record["rows"], (2.0, 3.0, 4.0)):
+        row["extra"]["against_weights"] = times
+    lines = bench_table(record).splitlines()
+    assert lines[0].endswith("| weights = 1 |") and lines[4].endswith("| 50% | 3.00 |")
+    assert lines[-1] == "Not timed: fast, fused (wants a GPU)."
