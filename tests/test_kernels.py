@@ -47,7 +47,7 @@ def test_windows_that_do_not_fit_the_chip_are_left_to_the_plain_form(monkeypatch
     assert kernels.fits(torch.empty(1, 1, 1, 1, width), *side) is fits
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton, which comes with torch for CUDA")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: pip install -e .[kernels]")
 def test_kernels_equal_the_plain_forms_in_the_interpreter():
     done = subprocess.run([sys.executable, HERE / "interpreted_kernels.py"], capture_output=True, text=True)
     lines = done.stdout.splitlines()
