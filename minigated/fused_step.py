@@ -12,8 +12,6 @@ from minigated import kernels
 from minigated.lm import Block, LanguageModel
 from minigated.variants import Variant, get_variant
 
-REACH = 1024  # tokens of a cache up to which this step is the default: one program a head walks over all of them
-
 
 def _gate(variant: Variant) -> str | None:
     """What the kernels call the variant's gate, "plain" where it has none; None for a variant they do not know."""
@@ -43,7 +41,9 @@ def unserved(model: LanguageModel, batch: int) -> str | None:
     return None
 
 
-def _layer(fused, block: Block, x: Tensor, tables: tuple, position: Tensor, held: tuple, gate: str) -> None:
+def _layer(
+    fused, block: Block, x: Tensor, tables: tuple, position: Tensor, held: tuple, gate: str, arrived: Tensor
+) -> None:
     """One block on one token, x [C] in place. `fused`: the module of the kernels."""
     layer, ffn, eps = block.attention, block.ffn, block.attention_norm.eps
     projections = [layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight]
@@ -52,7 +52,8 @@ def _layer(fused, block: Block, x: Tensor, tables: tuple, position: Tensor, held
     normed = not isinstance(layer.q_norm, nn.Identity)
     norms = (layer.q_norm.weight, layer.k_norm.weight) if normed else None
     qkv = fused.project(x, block.attention_norm.weight, eps, *projections)
-    y = fused.attend(qkv, *held, position, *tables, norms, layer.q_norm.eps if normed else eps, layer.shape.heads, gate)
+    options = (norms, layer.q_norm.eps if normed else eps, layer.shape.heads, gate, arrived)
+    y = fused.attend(qkv, *held, position, *tables, *options)
     fused.add(x, y, layer.o_proj.weight)
     hidden = fused.gate_and_up(x, block.ffn_norm.weight, block.ffn_norm.eps, ffn.gate_proj.weight, ffn.up_proj.weight)
     fused.add(x, hidden, ffn.down_proj.weight)
@@ -64,7 +65,8 @@ def decode_fused(model: LanguageModel, tokens: Tensor, position: Tensor, held: l
     from minigated.kernels import decode_triton as fused  # here, since a machine without Triton imports this module too
 
     gate, tables = _gate(get_variant(model.config.variant)), (model.rotary.cos, model.rotary.sin)
+    arrived = torch.zeros(model.blocks[0].attention.shape.heads, dtype=torch.int32, device=tokens.device)
     x = model.embedding(tokens.clamp(min=0))[0]  # [C], a copy: the layers add to it
     for block, cache in zip(model.blocks, held):
-        _layer(fused, block, x, tables, position, cache, gate)
+        _layer(fused, block, x, tables, position, cache, gate, arrived)
     return fused.project(x, model.norm.weight, model.norm.eps, model.head.weight)[None]  # [1, V]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minigated.device import GRAPH_LIMIT
 from minigated.errors import InputError, one_of
-from minigated.fused_step import REACH, decode_fused, unserved
+from minigated.fused_step import decode_fused, unserved
 from minigated.lm import LanguageModel
 from minigated.recorded import recorded
 
@@ -86,8 +86,7 @@ class StaticCache:
         model: a language model, on its device.
         batch: B, rows of every text. length: tokens that fit, prompt and new; the model's context by default.
         way: how a step runs: "eager", operation by operation; "compiled"; or "fused", by `minigated.fused_step`. The
-            last two are recorded on a GPU. By default fused where that serves and the cache has at most its `REACH`,
-            compiled elsewhere.
+            last two are recorded on a GPU. By default fused where that serves, compiled elsewhere.
 
     Attributes:
         tokens: int64 [B], on the device: after `start` and each step, the likeliest next token.
@@ -112,7 +111,7 @@ class StaticCache:
         if not 2 <= length <= context:
             raise InputError(f"a static cache of {length} tokens; accepted: 2 to {context}, the context")
         why = unserved(model, batch)
-        self.way = way or ("compiled" if why or length > REACH else "fused")
+        self.way = way or ("compiled" if why else "fused")
         one_of("way of a static cache", self.way, WAYS)
         if self.way == "fused" and why:
             raise InputError(f"the fused step {why}")

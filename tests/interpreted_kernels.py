@@ -29,7 +29,7 @@ torch.library.wrap_triton = lambda kernel: kernel
 
 from minigated.decay import rmt_log_decay  # noqa: E402
 from minigated.fused_step import decode_fused  # noqa: E402
-from minigated.kernels import depthwise_triton, windowed_triton  # noqa: E402
+from minigated.kernels import decode_triton, depthwise_triton, windowed_triton  # noqa: E402
 from minigated.lm import build_lm  # noqa: E402
 from minigated.retention import WindowTableBuilder, decomposed  # noqa: E402
 from minigated.static_cache import decode  # noqa: E402
@@ -48,7 +48,7 @@ CONVOLUTIONS = [(2, 5, 6, 70, 5), (3, 1, 1, 16, 3), (2, 2, 2, 64, 5), (1, 8, 8, 
 DECODERS = [  # options of a language model
     {"variant": "none", "qk_norm": False},
     {"variant": "none", "heads": 3, "kv_heads": 1, "head_width": 20},
-    {"variant": "g1_elementwise", "rope_scaling": "yarn", "rope_factor": 2.0, "trained_context": 30},
+    {"variant": "g1_elementwise", "rope_scaling": "yarn", "rope_factor": 2.0, "trained_context": 100},
     {"variant": "g1_headwise", "heads": 1, "kv_heads": 1, "layers": 1, "tied": True},
 ]
 
@@ -128,27 +128,32 @@ def convolution(case: tuple) -> None:
 
 
 @torch.no_grad()
-def decoding(options: dict, dtype: torch.dtype) -> None:
-    """Forty tokens, more than one block of the cache: logits of every step, then what the cache holds.
+def decoding(options: dict, dtype: torch.dtype, parts: int) -> None:
+    """Tokens at the seams of a cache's parts: logits of every step, then what the cache holds.
 
     Triton's interpreter cuts bfloat16 off where a GPU rounds, so the rounded dtype here is float16.
     """
-    sizes = {"layers": 2, "width": 48, "heads": 4, "kv_heads": 2, "head_width": 12, "ffn_width": 80, "context": 60}
+    decode_triton.PARTS = parts
+    sizes = {"layers": 2, "width": 48, "heads": 4, "kv_heads": 2, "head_width": 12, "ffn_width": 80, "context": 200}
     model = build_lm("lm_nano", vocabulary=61, **{**sizes, **options}).eval()
     for weight in model.parameters():
         weight.copy_(torch.randn_like(weight) * 0.15 if weight.ndim > 1 else 1 + 0.2 * torch.randn_like(weight))
     model.to(dtype)
-    plain, fused = ([(c.k, c.v) for c in model.new_cache(1, 48)] for _ in range(2))
-    for k, v in fused:
-        k.fill_(float("nan")), v.fill_(float("inf"))  # what an earlier text may have left
-    tokens = torch.randint(-1, 61, (40, 1))  # -1 is a token that was not there to choose
+    plain, fused = ([(c.k, c.v) for c in model.new_cache(1, 180)] for _ in range(2))
+    last = 131
+    for here, there in zip((t for pair in plain for t in pair), (t for pair in fused for t in pair)):
+        here[:, :, :last].normal_()
+        there.copy_(here)[:, :, last:] = float("nan")  # what an earlier text may have left
+    places = [0, 1, *range(62, 67), *range(126, last)]
+    tokens = torch.randint(-1, 61, (len(places), 1))  # -1 is a token that was not there to choose
     steps = ((decode, plain), (decode_fused, fused))
     logits = [
-        torch.stack([step(model, token, torch.tensor([i]), held) for i, token in enumerate(tokens)]).float()
+        torch.stack([step(model, token, torch.tensor([i]), held) for i, token in zip(places, tokens)]).float()
         for step, held in steps
     ]
-    caches = [torch.stack([tensor[:, :, :40] for pair in held for tensor in pair]).float() for _, held in steps]
-    say(f"decoding {dtype}", tuple(options.values()), (logits[0], caches[0]), (logits[1], caches[1]))
+    caches = [torch.stack([tensor[:, :, :last] for pair in held for tensor in pair]).float() for _, held in steps]
+    name = (*options.values(), parts)
+    say(f"decoding {dtype}", name, (logits[0], caches[0]), (logits[1], caches[1]))
 
 
 if __name__ == "__main__":
@@ -158,5 +163,5 @@ if __name__ == "__main__":
     for case in CONVOLUTIONS:
         convolution(case)
     for options in DECODERS:
-        for dtype in (torch.float32, torch.float16):
-            decoding(options, dtype)
+        for dtype, parts in ((torch.float32, 64), (torch.float32, 2), (torch.float16, 64)):
+            decoding(options, dtype, parts)

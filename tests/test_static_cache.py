@@ -10,7 +10,7 @@ from minigated import kernels, static_cache
 from minigated.attention import attention_sdpa
 from minigated.device import reset_compilation
 from minigated.errors import InputError
-from minigated.fused_step import REACH, unserved
+from minigated.fused_step import unserved
 from minigated.generate import generate
 from minigated.moe import choose_form, experts_batched
 from minigated.static_cache import StaticCache, StepCache, decode, likeliest
@@ -271,13 +271,12 @@ def test_the_fused_step_says_what_it_does_not_serve_and_is_not_taken_there(varia
     assert StaticCache(model, batch).way == ("fused" if why is None else "compiled")
 
 
-def test_a_long_cache_and_scattered_weights_are_not_for_the_fused_step(monkeypatch):
+def test_scattered_weights_are_not_for_the_fused_step(monkeypatch):
     monkeypatch.setattr(kernels, "usable", lambda weight: True)
-    model = tiny(context=REACH + 1)
-    assert [StaticCache(model, 1, length).way for length in (REACH, REACH + 1)] == ["fused", "compiled"]
+    model = tiny()
     weight = model.blocks[0].attention.o_proj.weight
     weight.data = weight.data.T.contiguous().T
-    assert "in one piece" in unserved(model, 1)
+    assert "in one piece" in unserved(model, 1) and StaticCache(model, 1).way == "compiled"
 
 
 def test_an_infinity_in_the_last_text_does_not_spoil_the_next():
@@ -323,7 +322,7 @@ def test_a_gpu_gives_what_the_cpu_gives(device):
 FUSED = [
     ("none", torch.float32, {"heads": 3, "kv_heads": 1, "head_width": 20}),
     ("g1_headwise", torch.float32, {"qk_norm": False}),
-    ("g1_elementwise", torch.float32, {"rope_scaling": "yarn", "rope_factor": 2.0, "trained_context": 50}),
+    ("g1_elementwise", torch.float32, {"rope_scaling": "yarn", "rope_factor": 2.0, "trained_context": 100}),
     ("none", torch.bfloat16, {"tied": True}),
     ("g1_elementwise", torch.float16, {"heads": 4, "kv_heads": 4, "head_width": 128}),
 ]
@@ -337,12 +336,12 @@ def test_the_fused_step_equals_the_eager_one_on_a_gpu(variant, dtype, options, n
     if number >= torch.cuda.device_count():
         pytest.skip("needs a second CUDA device")
     place = torch.device("cuda", number)  # not the current one: `number` 1 finds kernels that start on another device
-    model, tokens = tiny(variant, context=100, **options).to(place, dtype), prompts(80, batch=1).to(place)
+    model, tokens = tiny(variant, context=200, **options).to(place, dtype), prompts(150, batch=1).to(place)
     logits = []
     for way in ("eager", "fused"):
         cache = StaticCache(model, 1, way=way)
         for _ in range(2):  # the second text only replays
-            found = [cache.start(tokens[:, :4]).clone()] + [cache.step(tokens[:, i]).clone() for i in range(4, 80)]
+            found = [cache.start(tokens[:, :4]).clone()] + [cache.step(tokens[:, i]).clone() for i in range(4, 150)]
         logits.append(torch.stack(found).double())
     error = (logits[0] - logits[1]).norm() / logits[0].norm()
     assert error < {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}[dtype]

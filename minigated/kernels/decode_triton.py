@@ -6,12 +6,14 @@ So norms are worked out again by every program that needs them, sums are added w
 products lies nothing but the attention itself. Roundings are those of the plain form: after every step of it.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 TILE = 4096  # weights that a program holds at once
-TOKENS = 32  # of the cache, at once
+TOKENS = 64  # of the cache that a program reads at once
+PARTS = 64  # of the cache at most, each with a program for every head
 
 
 @triton.jit
@@ -100,52 +102,78 @@ def _turned(a, b, weight, cos, sin, eps, width, pair, like, NORM: tl.constexpr):
 
 @triton.jit
 def _attend(
-    qkv, q_norm, k_norm, cos, sin, position, keys, values, out, eps, scale, heads, groups, width, capacity,
-    NORM: tl.constexpr, GATE: tl.constexpr, PAIRS: tl.constexpr, TOKENS: tl.constexpr,
+    qkv, q_norm, k_norm, cos, sin, position, keys, values, partial, arrived, out, eps, scale, heads, groups, width,
+    capacity, NORM: tl.constexpr, GATE: tl.constexpr, PAIRS: tl.constexpr, TOKENS: tl.constexpr, SPAN: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    """One query head: norm, rotation, its group's key and value into the cache, softmax over all so far, gate."""
-    head, pair = tl.program_id(0), tl.arange(0, PAIRS)
-    group, inside, now = head // (heads // groups), pair < width // 2, tl.load(position)
-    q1, q2 = _halves(qkv + head * width, width, pair)
-    k1, k2 = _halves(qkv + (heads + group) * width, width, pair)
-    v1, v2 = _halves(qkv + (heads + groups + group) * width, width, pair)
-    turn = now * (width // 2) + pair
-    c, s = tl.load(cos + turn, inside, 0.0), tl.load(sin + turn, inside, 0.0)
-    q1, q2 = _turned(q1, q2, q_norm, c, s, eps, width, pair, qkv, NORM)
-    k1, k2 = _turned(k1, k2, k_norm, c, s, eps, width, pair, qkv, NORM)
-    row = group.to(tl.int64) * capacity * width
-    if head % (heads // groups) == 0:  # one head of each group writes; the others have it at hand
-        here = row + now * width + pair
-        tl.store(keys + here, k1, inside)
-        tl.store(keys + here + width // 2, k2, inside)
-        tl.store(values + here, v1, inside)
-        tl.store(values + here + width // 2, v2, inside)
-    largest = (tl.sum(q1 * k1, 0) + tl.sum(q2 * k2, 0)) * scale
-    total, y1, y2 = 1.0, v1, v2
-    for start in range(0, now, TOKENS):
-        token = start + tl.arange(0, TOKENS)
-        past = (token < now)[:, None] & inside[None, :]
-        at = row + token[:, None] * width + pair[None, :]
-        old1, old2 = tl.load(keys + at, past, 0.0), tl.load(keys + at + width // 2, past, 0.0)
-        held1, held2 = tl.load(values + at, past, 0.0), tl.load(values + at + width // 2, past, 0.0)
-        scores = tl.sum(old1.to(tl.float32) * q1[None, :] + old2.to(tl.float32) * q2[None, :], 1)
-        scores = tl.where(token < now, scores * scale, -float("inf"))
-        larger = tl.maximum(largest, tl.max(scores, 0))
-        shrink, share = tl.exp(largest - larger), tl.exp(scores - larger)
-        total = total * shrink + tl.sum(share, 0)
-        y1 = y1 * shrink + tl.sum(share[:, None] * held1.to(tl.float32), 0)
-        y2 = y2 * shrink + tl.sum(share[:, None] * held2.to(tl.float32), 0)
-        largest = larger
-    y1, y2 = _rounded(y1 / total, out), _rounded(y2 / total, out)
-    scores = qkv + (heads + 2 * groups) * width
-    if GATE == "headwise":
-        open_ = _rounded(tl.sigmoid(tl.load(scores + head).to(tl.float32)), out)
-        y1, y2 = y1 * open_, y2 * open_
-    if GATE == "elementwise":
-        open1, open2 = _halves(scores + head * width, width, pair)
-        y1, y2 = y1 * _rounded(tl.sigmoid(open1), out), y2 * _rounded(tl.sigmoid(open2), out)
-    tl.store(out + head * width + pair, y1, inside)
-    tl.store(out + head * width + width // 2 + pair, y2, inside)
+    """One query head over a part of the cache; the last part to arrive puts them together and gates the sum.
+
+    The part in which the new token stands writes its key and value. A part leaves behind, in float32, its weighted sum
+    of values in halves, its largest score and its sum of weights: 2 PAIRS + 2 numbers.
+    """
+    head, part, pair = tl.program_id(0), tl.program_id(1), tl.arange(0, PAIRS)
+    now = tl.load(position)
+    newest = (now // SPAN).to(tl.int32)
+    if part <= newest:
+        group, inside = head // (heads // groups), pair < width // 2
+        q1, q2 = _halves(qkv + head * width, width, pair)
+        k1, k2 = _halves(qkv + (heads + group) * width, width, pair)
+        v1, v2 = _halves(qkv + (heads + groups + group) * width, width, pair)
+        turn = now * (width // 2) + pair
+        c, s = tl.load(cos + turn, inside, 0.0), tl.load(sin + turn, inside, 0.0)
+        q1, q2 = _turned(q1, q2, q_norm, c, s, eps, width, pair, qkv, NORM)
+        k1, k2 = _turned(k1, k2, k_norm, c, s, eps, width, pair, qkv, NORM)
+        row = group.to(tl.int64) * capacity * width
+        if (part == newest) & (head % (heads // groups) == 0):  # one head of a group; the others have it at hand
+            here = row + now * width + pair
+            tl.store(keys + here, k1, inside)
+            tl.store(keys + here + width // 2, k2, inside)
+            tl.store(values + here, v1, inside)
+            tl.store(values + here + width // 2, v2, inside)
+        own = part == newest
+        largest = tl.where(own, (tl.sum(q1 * k1, 0) + tl.sum(q2 * k2, 0)) * scale, -float("inf"))
+        total, y1, y2 = own.to(tl.float32), tl.where(own, v1, 0.0), tl.where(own, v2, 0.0)
+        for start in range(part * SPAN, tl.minimum(now, (part + 1) * SPAN), TOKENS):
+            token = start + tl.arange(0, TOKENS)
+            past = (token < now)[:, None] & inside[None, :]
+            at = row + token[:, None] * width + pair[None, :]
+            old1, old2 = tl.load(keys + at, past, 0.0), tl.load(keys + at + width // 2, past, 0.0)
+            held1, held2 = tl.load(values + at, past, 0.0), tl.load(values + at + width // 2, past, 0.0)
+            scores = tl.sum(old1.to(tl.float32) * q1[None, :] + old2.to(tl.float32) * q2[None, :], 1)
+            scores = tl.where(token < now, scores * scale, -float("inf"))
+            larger = tl.maximum(largest, tl.max(scores, 0))
+            shrink, share = tl.exp(largest - larger), tl.exp(scores - larger)
+            total = total * shrink + tl.sum(share, 0)
+            y1 = y1 * shrink + tl.sum(share[:, None] * held1.to(tl.float32), 0)
+            y2 = y2 * shrink + tl.sum(share[:, None] * held2.to(tl.float32), 0)
+            largest = larger
+        size = 2 * PAIRS + 2
+        mine = partial + (head * PARTS + part) * size
+        tl.store(mine + pair, y1)
+        tl.store(mine + PAIRS + pair, y2)
+        tl.store(mine + 2 * PAIRS, largest)
+        tl.store(mine + 2 * PAIRS + 1, total)
+        tl.debug_barrier()  # all of this program's numbers are written before it says so
+        if tl.atomic_add(arrived + head, 1, sem="acq_rel") == newest:
+            tl.store(arrived + head, 0)  # for the next layer
+            each = tl.arange(0, PARTS)
+            there, at = each <= newest, partial + (head * PARTS + each) * size
+            peaks = tl.load(at + 2 * PAIRS, there, -float("inf"), cache_modifier=".cg")
+            share = tl.exp(peaks - tl.max(peaks, 0))
+            total = tl.sum(share * tl.load(at + 2 * PAIRS + 1, there, 0.0, cache_modifier=".cg"), 0)
+            y1 = tl.load(at[:, None] + pair[None, :], there[:, None], 0.0, cache_modifier=".cg")
+            y2 = tl.load(at[:, None] + PAIRS + pair[None, :], there[:, None], 0.0, cache_modifier=".cg")
+            y1 = _rounded(tl.sum(share[:, None] * y1, 0) / total, out)
+            y2 = _rounded(tl.sum(share[:, None] * y2, 0) / total, out)
+            scores = qkv + (heads + 2 * groups) * width
+            if GATE == "headwise":
+                open_ = _rounded(tl.sigmoid(tl.load(scores + head).to(tl.float32)), out)
+                y1, y2 = y1 * open_, y2 * open_
+            if GATE == "elementwise":
+                open1, open2 = _halves(scores + head * width, width, pair)
+                y1, y2 = y1 * _rounded(tl.sigmoid(open1), out), y2 * _rounded(tl.sigmoid(open2), out)
+            tl.store(out + head * width + pair, y1, inside)
+            tl.store(out + head * width + width // 2 + pair, y2, inside)
 
 
 # ---------------------------------------------------------------------------------------------- launching
@@ -180,7 +208,7 @@ def add(x: Tensor, y: Tensor, weight: Tensor) -> None:
 
 def attend(
     qkv: Tensor, keys: Tensor, values: Tensor, position: Tensor, cos: Tensor, sin: Tensor,
-    norms: tuple[Tensor, Tensor] | None, eps: float, heads: int, gate: str,
+    norms: tuple[Tensor, Tensor] | None, eps: float, heads: int, gate: str, arrived: Tensor,
 ) -> Tensor:  # fmt: skip
     """Attention of one token over the cache, which gets its key and value.
 
@@ -189,15 +217,21 @@ def attend(
         keys, values: the cache, [1, K, capacity, D]. position: int64 [1], on the device.
         cos, sin: [positions, D/2]. norms: weights [D] of the QK-norm of queries and keys. gate: "plain" (none),
             "headwise" or "elementwise".
+        arrived: int32 [H], zeros, and zeros again afterwards: how many parts of each head are done.
 
     Returns:
         [H * D], the input of W_O.
     """
     _, groups, capacity, width = keys.shape
-    out, pairs = qkv.new_empty(heads * width), triton.next_power_of_2(width // 2)
+    pairs, blocks = triton.next_power_of_2(width // 2), triton.cdiv(capacity, TOKENS)
+    span = TOKENS * triton.next_power_of_2(triton.cdiv(blocks, PARTS))
+    parts = triton.cdiv(capacity, span)
+    sizes = {"PAIRS": pairs, "TOKENS": TOKENS, "SPAN": span, "PARTS": triton.next_power_of_2(parts)}
+    out = qkv.new_empty(heads * width)
+    partial = torch.empty(heads * sizes["PARTS"] * (2 * pairs + 2), dtype=torch.float32, device=qkv.device)
     q_norm, k_norm = norms or (qkv, qkv)
-    _attend[(heads,)](
-        qkv, q_norm, k_norm, cos, sin, position, keys, values, out, eps, width**-0.5, heads, groups, width, capacity,
-        NORM=norms is not None, GATE=gate, PAIRS=pairs, TOKENS=TOKENS,
+    _attend[(heads, parts)](
+        qkv, q_norm, k_norm, cos, sin, position, keys, values, partial, arrived, out, eps, width**-0.5, heads, groups,
+        width, capacity, NORM=norms is not None, GATE=gate, **sizes,
     )  # fmt: skip
     return out
