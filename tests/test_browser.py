@@ -1,5 +1,6 @@
 """The site in a browser: from disk and from a server, in light and dark, on a wide screen and on a phone."""
 
+import contextlib
 import functools
 import http.server
 import io
@@ -14,6 +15,7 @@ import pytest
 import site_build
 from PIL import Image
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -38,6 +40,9 @@ SETTINGS = [("file", "light", DESK), ("file", "dark", PHONE), ("http", "light", 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
+
+
+DRAWN = "return !document.querySelector('article .arithmatex:not([data-rendered])')"  # its script may come late
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +84,8 @@ def visit(chrome, origins):
         chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         chrome.get_log("browser"), chrome.get_log("performance")  # what came before is of no interest
         chrome.get(f"{origins[origin]}/{page}")
+        with contextlib.suppress(TimeoutException):  # then the tests say what is missing
+            WebDriverWait(chrome, 10, 0.05).until(lambda driver: driver.execute_script(DRAWN))
         return chrome
 
     return go
