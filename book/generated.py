@@ -52,7 +52,7 @@ GROUPS = {
         *("vit_parts", "vit_mixers", "vit", "vit_sizes", "model_table"),
     ),
     "Measures and cost": ("measure", "cost", "statistics", "bench"),
-    "Speed and memory": ("kernels", "captured", "recompute", "chunked_loss", "memory"),
+    "Speed and memory": ("kernels", "cuda_graph", "captured", "fused_step", "recompute", "chunked_loss", "memory"),
     "Data": ("data",),
     "Training": (
         *("recipe", "train", "optimizer", "checkpoint", "resume", "distributed", "sharded", "sharded_files", "device"),
@@ -74,7 +74,7 @@ def fill(markdown: str, **given) -> str:
 # ---------------------------------------------------------------------------------------------- chapters
 def chapter_table(chapters: Path, **_) -> str:
     """One row a chapter: question, and how long its notebook ran on what."""
-    lines = ["| Chapter | The question | Its page was run |", "|---|---|---|"]
+    lines = ["| Chapter | The question | Its page ran for |", "|---|---|---|"]
     for number, chapter in enumerate(PLAN, start=1):
         path = chapters / f"{chapter.name}.ipynb"
         title, status = chapter.title, "in preparation"

@@ -32,36 +32,35 @@ def _row(record: dict, name: str) -> dict:
     return next(row for row in record["rows"] if row["name"] == name)
 
 
+def _seconds(*rows: dict) -> str:
+    """How long a run of these rows took."""
+    low, *more = sorted({f"{row['extra']['seconds']:.0f}" for row in rows}, key=float)
+    return f"{low} to {more[-1]} s" if more else f"{low} s"
+
+
 def _made(record: dict) -> str:
     return f"{record['hardware']['device']}, {record['utc'][:10]}, {records.seeds_in_words(record)}"
 
 
-def cpu_result() -> str | None:
-    """The toy task: half a minute on a CPU."""
-    record = _record("ch02_backcopy")
-    if record is None:
-        return None
+def cpu_result(record: dict) -> str:
+    """The toy task: seconds on a CPU."""
     names = ("none", "elementwise", "headwise", "none, embeddings of 0.02")
     plain, elementwise, headwise, small = (_row(record, name) for name in names)
     return (
-        f"- **On a CPU, {plain['extra']['seconds']:.0f} s a run:** in a toy task most tokens have nothing to ask. "
-        f"They give the first token {plain['mean']:.0%} of their attention without a gate, {elementwise['mean']:.0%} "
-        f"with a gate that scores each channel and {headwise['mean']:.0%} with one score for the head; spread evenly, "
-        f"it would be {plain['extra']['uniform']:.0%}. Where training starts matters as much: smaller embeddings, "
-        f"without a gate, give {small['mean']:.0%} ({_made(record)}). The picture shows the first three: mean and "
-        f"range of the seeds."
+        f"- **On a CPU, {_seconds(plain)} a run:** in a toy task most tokens have nothing to ask. They give the first "
+        f"token {plain['mean']:.0%} of their attention without a gate, {elementwise['mean']:.0%} with a gate that "
+        f"scores each channel and {headwise['mean']:.0%} with one score for the head; spread evenly, it would be "
+        f"{plain['extra']['uniform']:.0%}. Where training starts matters as much: smaller embeddings, without a gate, "
+        f"give {small['mean']:.0%} ({_made(record)}). The picture shows the first three: mean and range of the seeds."
     )
 
 
-def gpu_result() -> str | None:
+def gpu_result(record: dict) -> str:
     """The gate table: a language model on books."""
-    record = _record("ch02_gate_table")
-    if record is None:
-        return None
     plain, gated = _row(record, "none"), _row(record, "g1_elementwise")
     without, with_ = plain["extra"], gated["extra"]
     return (
-        f"- **On one GPU, {without['seconds']:.0f} to {with_['seconds']:.0f} s a run:** a language model of "
+        f"- **On one GPU, {_seconds(plain, gated)} a run:** a language model of "
         f"{without['parameters'] / 1e6:.0f} M parameters reads books byte by byte. Its test loss, the mean negative "
         f"log-probability of the next byte, is {gated['mean']:.3f} with a gate on each channel of the attention "
         f"output and {plain['mean']:.3f} without; the largest numbers inside it, mean over layers, are "
@@ -71,25 +70,27 @@ def gpu_result() -> str | None:
     )
 
 
-def image_result() -> str | None:
-    """Five mixers at 64 pixels."""
-    record = _record("ch06_mini_imagenet")
-    if record is None:
-        return None
-    swat, *others = (_row(record, name) for name in ("SWAT", "RMT", "Swin attention", "Retention"))
-    rmt, swin, retention = (f"{row['mean']:.1f}" for row in others)
+def image_result(record: dict) -> str:
+    """Mixers at 64 pixels."""
+    found = [_row(record, name) for name in ("SWAT", "RMT", "Swin attention", "Retention")]
+    swat, rmt, swin, retention = (f"{row['mean']:.1f}%" for row in found)
     return (
-        f"- **On one GPU, {swat['extra']['seconds']:.0f} s a run:** vision backbones of "
-        f"{swat['extra']['parameters'] / 1e6:.0f} M parameters sort pictures of 64 x 64 pixels into 100 classes. With "
-        f"sigmoid attention and a gate on its values (SWAT) {swat['mean']:.1f} % are right, with RMT's attention "
-        f"{rmt}, with Swin's {swin}, with gated retention {retention} ({_made(record)})."
+        f"- **On one GPU, {_seconds(*found)} a run:** vision backbones of "
+        f"{found[0]['extra']['parameters'] / 1e6:.0f} M parameters sort pictures of 64 x 64 pixels into 100 classes. "
+        f"With sigmoid attention and a gate on its values (SWAT) {swat} are right, with RMT's attention {rmt}, with "
+        f"Swin's {swin}, with gated retention {retention} ({_made(record)})."
     )
 
 
+RESULTS = {"ch02_backcopy": cpu_result, "ch02_gate_table": gpu_result, "ch06_mini_imagenet": image_result}
+
+
 def results(**_) -> str:
-    """A line for each of three records; a missing one is said."""
-    made = {"On a CPU": cpu_result(), "Language on one GPU": gpu_result(), "Images on one GPU": image_result()}
-    return "\n".join(line or f"- {where}: not recorded yet." for where, line in made.items())
+    """A line for each record of `RESULTS`; a missing one is said."""
+    found = {name: _record(name) for name in RESULTS}
+    return "\n".join(
+        RESULTS[name](record) if record else f"- `{name}`: not recorded yet." for name, record in found.items()
+    )
 
 
 def chapters(**_) -> str:

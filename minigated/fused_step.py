@@ -1,6 +1,6 @@
 """Decoding one sequence in five kernels a layer: the step of `minigated.static_cache` where a GPU has one row to do.
 
-The compiled step keeps the module's order of operations, a dozen kernels a layer that wait for each other. Here each
+The compiled step keeps the module's order of operations, many small kernels that wait for each other. Here each
 layer is: norm and all projections; attention with everything around it; W_O and its sum; norm, gate and up; down and
 its sum. The numbers are those of `minigated.static_cache.decode`.
 """

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minigated.cuda_graph import recorded
 from minigated.device import GRAPH_LIMIT
 from minigated.errors import InputError, one_of
 from minigated.fused_step import decode_fused, unserved
 from minigated.lm import LanguageModel
-from minigated.recorded import recorded
 
 BACKEND = "inductor"
 WAYS = ("eager", "compiled", "fused")

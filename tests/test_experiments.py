@@ -7,7 +7,7 @@ import pytest
 from minigated import records
 from minigated.errors import InputError
 from minigated.experiments import attention_cost, gate_table, run_experiment, sink_lm
-from minigated.experiments.runlog import RunLog
+from minigated.experiments.runlog import WORKED_OUT, RunLog
 
 FILES = ["minigated/gates.py"]
 
@@ -131,3 +131,16 @@ def test_books_are_asked_for_by_path(monkeypatch, tmp_path):
 
     with pytest.raises(InputError, match=r"books.txt.xz.*--text enwik8"):
         find_text("books")
+
+
+def test_what_only_works_out_rows_counts_as_it_is_when_the_record_is_written(tmp_path):
+    table, loop = WORKED_OUT[0], "minigated/experiments/runlog.py"
+    log = RunLog(tmp_path, "x", {}, [table, loop], resume=False)
+    for seed in (0, 1):
+        log.get(lambda: {}, seed=seed)
+    log.runs[0]["files"][table] = log.runs[1]["files"][table] = "another hash"
+    log.runs[0]["files"][table] = "a third"
+    assert "versions of the package files" not in log.provenance()
+    assert log.as_made({})["code"]["files"] == records.file_hashes([table, loop])
+    log.runs[0]["files"][loop] = log.runs[1]["files"][loop] + "?"
+    assert "made by 2 versions of the package files" in log.provenance()

@@ -17,8 +17,8 @@ from minigated.bench.peers import equal_swin, named, swin
 from minigated.bench.rows import Absent, Case, Prepared, Row
 from minigated.bench.runner import run_suite
 from minigated.cost import count_flops
+from minigated.cuda_graph import recorded
 from minigated.device import autocast, choose_precision
-from minigated.recorded import recorded
 from minigated.variants import parameters
 from minigated.vit import ViTConfig
 from minigated.vit_sizes import SIZES, build_vit
@@ -27,7 +27,7 @@ CLAIM = "a gated retention backbone trains at least as fast as a compiled Swin w
 FILES = [
     "vit.py", "vit_mixers.py", "vit_parts.py", "vit_sizes.py", "retention.py", "decay_passes.py", "swat.py",
     "swat_tables.py", "layers.py", "windows.py", "tables.py", "kernels/__init__.py", "kernels/depthwise_triton.py",
-    "kernels/windowed_triton.py", "bench/lm_rows.py", "bench/peers.py", "recorded.py", "bench/suite_vit.py",
+    "kernels/windowed_triton.py", "bench/lm_rows.py", "bench/peers.py", "cuda_graph.py", "bench/suite_vit.py",
 ]  # fmt: skip
 MIXERS = ("retention", "swat")
 EAGER, COMPILED, RECORDED, BOTH = "eager", "compiled", "recorded", "compiled and recorded"
