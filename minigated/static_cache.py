@@ -123,7 +123,7 @@ class StaticCache:
         self.tokens = torch.zeros(batch, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.host = torch.zeros(batch, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self.decode = {"eager": decode, "fused": decode_fused}.get(self.way) or _compiled(device)
+        self.decode = _compiled(device) if self.way == "compiled" else decode
         self.ready = self.way == "eager"
         self.advance, self.logits = self._advance, None
 
@@ -205,6 +205,8 @@ class StaticCache:
 
     def _advance(self) -> Tensor:
         """What a step does on the device, and what a CUDA graph records of it; the logits, [B, V]."""
+        if self.way == "fused":
+            return decode_fused(self.model, self.tokens, self.position, self.held, move=True)
         logits = self.decode(self.model, self.tokens, self.position, self.held)
         self.tokens.copy_(likeliest(logits))
         self.position.add_(1)

@@ -32,7 +32,7 @@ from minigated.fused_step import decode_fused  # noqa: E402
 from minigated.kernels import decode_triton, depthwise_triton, windowed_triton  # noqa: E402
 from minigated.lm import build_lm  # noqa: E402
 from minigated.retention import WindowTableBuilder, decomposed  # noqa: E402
-from minigated.static_cache import decode  # noqa: E402
+from minigated.static_cache import decode, likeliest  # noqa: E402
 from minigated.swat import SwatTableBuilder, swat_decomposed  # noqa: E402
 
 MAPS = [  # images, height, width, heads, head width, window, shifted
@@ -156,6 +156,16 @@ def decoding(options: dict, dtype: torch.dtype, parts: int) -> None:
     say(f"decoding {dtype}", name, (logits[0], caches[0]), (logits[1], caches[1]))
 
 
+def choosing(words: int, *peaks: float) -> None:
+    """The likeliest token, the next place, and a counter that is zero again; large logits at random words."""
+    logits = torch.randn(1, words)
+    logits[0, torch.randperm(words)[: len(peaks)]] = torch.tensor(peaks)
+    tokens, position, arrived = torch.tensor([7]), torch.tensor([40]), torch.zeros(3, dtype=torch.int32)
+    expected = torch.tensor([likeliest(logits).item(), 41, 0])
+    decode_triton.choose(logits, tokens, position, arrived)
+    say("choosing", (words, *peaks), expected, torch.cat([tokens, position, arrived.sum()[None]]))
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     for case in MAPS:
@@ -165,3 +175,6 @@ if __name__ == "__main__":
     for options in DECODERS:
         for dtype, parts in ((torch.float32, 64), (torch.float32, 2), (torch.float16, 64)):
             decoding(options, dtype, parts)
+    for words in (5, 1024, 2500):
+        for peaks in ((), (9.0, 9.0, 9.0), (float("nan"),), (float("inf"), 9.0), (-float("inf"), 9.0)):
+            choosing(words, *peaks)

@@ -144,7 +144,7 @@ def test_the_row_called_kernel_runs_what_a_model_runs(monkeypatch):
         core("matmul", torch.zeros(1, 1, 1, 3, 1, 1), None)
     assert asked == ["auto", "matmul"] * 2
     rows = suite_retention.case("retention", 7, (2, 14, 16, 2), True, torch.device("cuda"), torch.bfloat16).rows
-    assert {"kernel, eager", "kernel, compiled"} <= {row.name for row in rows}
+    assert "kernel, eager" in {row.name for row in rows}
 
 
 def test_a_wrong_fast_form_is_refused_and_the_command_says_so(tiny, monkeypatch, capsys):

@@ -38,4 +38,3 @@ def measure_ceilings(timer: Timer, scale: str) -> dict[str, float]:
         "bfloat16": matrix_rate(timer, sizes["matrix"], torch.bfloat16, 10 if timer.device.type == "cuda" else 2),
         "copy": copy_bandwidth(timer, sizes["copy_mib"]),
     }
-

@@ -44,9 +44,7 @@ def attention_module(batch, tokens, width, heads, head_width, gate: str = "none"
     return Cost(flops + core.flops, ends * item * (TRAINING if training else 1))
 
 
-def two_passes(
-    batch: int, height: int, width: int, channels: int, window: int, item: int = 2, training=False
-) -> Cost:
+def two_passes(batch: int, height: int, width: int, channels: int, window: int, item: int = 2, training=False) -> Cost:
     """Width pass and height pass in windows: each has two products of 2 N W C operations.
 
     Bytes as if one kernel did both passes: q, k, v read and the result written, nothing for the values in between;

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from minigated.bench.profile import look
 from minigated.bench.timing import Memory, Timer, interleave, spread, warm_up
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of `difference`; sums run in another order
@@ -118,6 +119,8 @@ def measure_case(
         if result["row"] in times:
             lower, median, upper = spread(times[result["row"]])
             result |= {"times": times[result["row"]], "median": median, "quartiles": [lower, upper]}
+            if timer.device.type == "cuda":
+                result["profile"] = look(steps[result["row"]], median)
     steps.clear()
     _forget(timer.device)
     return results
@@ -128,13 +131,14 @@ def untimed(case: Case, row: Row) -> dict:
 
     The keys of a result: case, row, unit, dtype, state, reason (why it is not timed), error (see `difference`), flops,
     bytes, weight_bytes, items, first_seconds (of the first call, where a compiler works), call_seconds, held_bytes,
-    peak_bytes, times, facts; and of a timed row prepare_seconds, median and quartiles.
+    peak_bytes, times, facts, profile (see `minigated.bench.profile.look`); and of a timed row prepare_seconds, median
+    and quartiles.
     """
     return {
         "case": case.name, "row": row.name, "unit": case.unit, "dtype": str(case.dtype).removeprefix("torch."),
         "state": row.state, "reason": None, "error": None, "flops": row.flops, "bytes": row.bytes, "items": row.items,
         "first_seconds": None, "call_seconds": None, "held_bytes": None, "peak_bytes": None, "times": [], "facts": {},
-        "weight_bytes": row.weight_bytes,
+        "weight_bytes": row.weight_bytes, "profile": None,
     }  # fmt: skip
 
 

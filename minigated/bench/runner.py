@@ -19,8 +19,16 @@ from minigated.experiments.runlog import RunLog
 
 SUITES = ("attention", "retention", "vit", "moe", "lm", "generate")
 SAMPLES = {"cpu": 15, "gpu": 30}
-SECONDS = {"cpu": 4.0, "gpu": 60.0}  # of a suite for taking samples, shared by its cases; preparing them is extra
-CORE = ["bench/timing.py", "bench/rows.py", "bench/formulas.py", "bench/ceilings.py", "bench/runner.py", "cost.py"]
+SECONDS = {"cpu": 4.0, "gpu": 40.0}  # of a suite for taking samples, shared by its cases; preparing them is extra
+CORE = [
+    "bench/timing.py",
+    "bench/rows.py",
+    "bench/formulas.py",
+    "bench/ceilings.py",
+    "bench/profile.py",
+    "bench/runner.py",
+    "cost.py",
+]
 
 
 def record_id(suite: str, scale: str) -> str:
@@ -148,8 +156,9 @@ def record_row(result: dict, first: dict, ceilings: dict[str, float]) -> dict:
 
     Extras: `median_ms`, `quartiles_ms`, `per_second` (items), `against_first` (times as fast as the case's first row),
     `flop_rate`, `byte_rate` and their shares of the measured ceilings, `intensity` (operations a byte),
-    `first_seconds`, `held_mib`, `peak_mib`, `state`, `error`, `facts`; of decoding `weights_ms`, how long reading the
-    weights alone takes at the measured copy bandwidth, and `against_weights`, the median over it.
+    `first_seconds`, `held_mib`, `peak_mib`, `state`, `error`, `facts`, `profile` (of a GPU); of decoding
+    `weights_ms`, how long reading the weights alone takes at the measured copy bandwidth, and `against_weights`, the
+    median over it.
     """
     median, flops, moved = result["median"], result["flops"], result["bytes"]
     mebibytes = lambda n: None if n is None else n / 2**20
@@ -165,5 +174,6 @@ def record_row(result: dict, first: dict, ceilings: dict[str, float]) -> dict:
         flop_rate=flops and flops / median, flop_share=flops and flops / median / ceilings[result["dtype"]],
         byte_rate=moved and moved / median, byte_share=moved and moved / median / ceilings["copy"],
         first_seconds=result["first_seconds"], held_mib=mebibytes(result["held_bytes"]),
-        peak_mib=mebibytes(result["peak_bytes"]), facts=result["facts"], **report.weights(result, ceilings),
+        peak_mib=mebibytes(result["peak_bytes"]), facts=result["facts"], profile=result["profile"],
+        **report.weights(result, ceilings),
     )  # fmt: skip

@@ -11,8 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 4096  # weights that a program holds at once
+# of a product: weights a program holds at once, its warps, programs on each of the GPU's processors
+SHAPES = {"project": (8192, 4, 4), "gate_and_up": (4096, 4, 4), "add": (8192, 4, 4)}
+ATTEND_WARPS = 4
+COUNTS = ["rows", "rows_1", "rows_2", "rows_3", "rows_4", "blocks", "chunks"]  # a 1 among them is no other program
+CHUNK = 4096  # bytes that one thread asks for ahead of time
+FETCHED = {"attend": 16, "add": 16, "gate_and_up": 16}  # MiB at most that a kernel asks for, of each matrix
+EARLY = True  # start a kernel's programs before the one before it is done, where the GPU can
 TOKENS = 64  # of the cache that a program reads at once
+WORDS = 1024  # logits that a program compares
 PARTS = 64  # of the cache at most, each with a program for every head
 
 
@@ -20,6 +27,38 @@ PARTS = 64  # of the cache at most, each with a program for every head
 def _rounded(x, like):
     """To the dtype of a pointer's elements and back to float32: what the plain form would have written."""
     return x.to(like.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def _let_next(EARLY: tl.constexpr):
+    """The next kernel's programs may take their places. They read their weights, then wait as this one does."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def _wait_for_last(EARLY: tl.constexpr):
+    """Until the kernel before has written everything; no read or write of what another kernel writes may come first."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def _fetch(matrix, chunks, program, programs, CHUNK: tl.constexpr, THREADS: tl.constexpr):
+    """Asks for a part of a matrix that a later kernel reads, so that it is in the L2 cache by then; waits for nothing.
+
+    Args:
+        chunks: how many there are, of `CHUNK` bytes. program, programs: of those that share them.
+    """
+    if CHUNK:
+        for start in range(program * THREADS, chunks, programs * THREADS):
+            chunk = start + tl.arange(0, THREADS)  # each thread asks for one
+            at = (matrix + chunk * (CHUNK // (matrix.dtype.element_ty.primitive_bitwidth // 8))).to(tl.int64)
+            tl.inline_asm_elementwise(
+                "{ .reg .pred p; setp.lt.s32 p, $2, $3; @p cp.async.bulk.prefetch.L2.global [$1], 4096; }"
+                " mov.u32 $0, 0;",
+                "=r,l,r,r", [at, chunk, chunk * 0 + chunks], dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -45,41 +84,118 @@ def _product(tile, vector):
 
 
 @triton.jit
+def _place(block, first, second, third, fourth, rows_1, rows_2, rows_3, rows_4, ROWS: tl.constexpr):
+    """Of up to four matrices in a row, that of a block: itself, its first result, how many it has, the block's rows."""
+    weight, start, rows, inner = first, 0, rows_1, block
+    if inner >= tl.cdiv(rows, ROWS):
+        inner -= tl.cdiv(rows, ROWS)
+        weight, start, rows = second, rows_1, rows_2
+        if inner >= tl.cdiv(rows, ROWS):
+            inner -= tl.cdiv(rows, ROWS)
+            weight, start, rows = third, rows_1 + rows_2, rows_3
+            if inner >= tl.cdiv(rows, ROWS):
+                inner -= tl.cdiv(rows, ROWS)
+                weight, start, rows = fourth, rows_1 + rows_2 + rows_3, rows_4
+    return weight, start, rows, inner * ROWS + tl.arange(0, ROWS)
+
+
+@triton.jit(do_not_specialize=COUNTS)
 def _project(
-    x, norm, first, second, third, fourth, out, rows_1, rows_2, rows_3, rows_4, eps, width,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    x, norm, first, second, third, fourth, out, rows_1, rows_2, rows_3, rows_4, eps, width, blocks,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Up to four matrices times the normed vector, one after the other in `out`."""
-    block, weight, rows, start = tl.program_id(0), first, rows_1, 0
-    if block >= tl.cdiv(rows, ROWS):
-        block, weight, rows, start = block - tl.cdiv(rows, ROWS), second, rows_2, rows_1
-        if block >= tl.cdiv(rows, ROWS):
-            block, weight, rows, start = block - tl.cdiv(rows, ROWS), third, rows_3, rows_1 + rows_2
-            if block >= tl.cdiv(rows, ROWS):
-                block, weight, rows, start = block - tl.cdiv(rows, ROWS), fourth, rows_4, rows_1 + rows_2 + rows_3
-    channel, row = tl.arange(0, WIDTH), block * ROWS + tl.arange(0, ROWS)
+    _let_next(EARLY)
+    block, channel = tl.program_id(0), tl.arange(0, WIDTH)
+    weight, start, rows, row = _place(block, first, second, third, fourth, rows_1, rows_2, rows_3, rows_4, ROWS)
     tile = _read(weight, row, rows, width, channel)
-    found = _product(tile, _normed(x, norm, eps, width, channel))
-    tl.store(out + start + row, found, row < rows)
-
-
-@triton.jit
-def _gate_and_up(x, norm, gate, up, out, rows, eps, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """SiLU(gate x) * up x of the normed vector."""
-    channel, row = tl.arange(0, WIDTH), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    gates, ups = _read(gate, row, rows, width, channel), _read(up, row, rows, width, channel)
+    _wait_for_last(EARLY)
     vector = _normed(x, norm, eps, width, channel)
-    opened, value = _rounded(_product(gates, vector), x), _rounded(_product(ups, vector), x)
-    tl.store(out + row, _rounded(opened * tl.sigmoid(opened), x) * value, row < rows)
+    for this in range(block, blocks, tl.num_programs(0)):
+        ahead = this + tl.num_programs(0)
+        weight, start_, rows_, row_ = _place(ahead, first, second, third, fourth, rows_1, rows_2, rows_3, rows_4, ROWS)
+        following = _read(weight, row_, tl.where(ahead < blocks, rows_, 0), width, channel)
+        tl.store(out + start + row, _product(tile, vector), row < rows)
+        tile, start, rows, row = following, start_, rows_, row_
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def _gate_and_up(
+    x, norm, gate, up, out, rows, eps, width, blocks, later, chunks, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    EARLY: tl.constexpr, CHUNK: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
+    """SiLU(gate x) * up x of the normed vector."""
+    _let_next(EARLY)
+    block, channel = tl.program_id(0), tl.arange(0, WIDTH)
+    row = block * ROWS + tl.arange(0, ROWS)
+    gates, ups = _read(gate, row, rows, width, channel), _read(up, row, rows, width, channel)
+    _fetch(later, chunks, block, tl.num_programs(0), CHUNK, THREADS)
+    _wait_for_last(EARLY)
+    vector = _normed(x, norm, eps, width, channel)
+    for _ in range(block, blocks, tl.num_programs(0)):
+        ahead = row + tl.num_programs(0) * ROWS
+        gates_, ups_ = _read(gate, ahead, rows, width, channel), _read(up, ahead, rows, width, channel)
+        opened, value = _rounded(_product(gates, vector), x), _rounded(_product(ups, vector), x)
+        tl.store(out + row, _rounded(opened * tl.sigmoid(opened), x) * value, row < rows)
+        gates, ups, row = gates_, ups_, ahead
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def _add(
+    x, y, weight, rows, width, blocks, later, chunks, ROWS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
+    CHUNK: tl.constexpr, THREADS: tl.constexpr,
+):  # fmt: skip
+    """x + weight y, in place: every program reads and writes its own rows of x."""
+    _let_next(EARLY)
+    block, channel = tl.program_id(0), tl.arange(0, WIDTH)
+    row = block * ROWS + tl.arange(0, ROWS)
+    tile = _read(weight, row, rows, width, channel)
+    _fetch(later, chunks, block, tl.num_programs(0), CHUNK, THREADS)
+    _wait_for_last(EARLY)
+    vector = tl.load(y + channel, channel < width, 0.0).to(tl.float32)
+    for _ in range(block, blocks, tl.num_programs(0)):
+        ahead = row + tl.num_programs(0) * ROWS
+        following = _read(weight, ahead, rows, width, channel)
+        before = tl.load(x + row, row < rows, 0.0).to(tl.float32)
+        tl.store(x + row, before + _rounded(_product(tile, vector), x), row < rows)
+        tile, row = following, ahead
 
 
 @triton.jit
-def _add(x, y, weight, rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """x + weight y, in place: every program reads and writes its own rows of x."""
-    channel, row = tl.arange(0, WIDTH), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    tile, before = _read(weight, row, rows, width, channel), tl.load(x + row, row < rows, 0.0).to(tl.float32)
-    found = _rounded(_product(tile, tl.load(y + channel, channel < width, 0.0).to(tl.float32)), x)
-    tl.store(x + row, before + found, row < rows)
+def _embed(table, tokens, arrived, out, width, heads, WIDTH: tl.constexpr, HEADS: tl.constexpr, EARLY: tl.constexpr):
+    """The row of a token, of the first one where it is -1; and nobody has arrived yet."""
+    _let_next(EARLY)
+    channel, head = tl.arange(0, WIDTH), tl.arange(0, HEADS)
+    row = tl.maximum(tl.load(tokens), 0)
+    tl.store(out + channel, tl.load(table + row * width + channel, channel < width, 0.0), channel < width)
+    tl.store(arrived + head, tl.zeros_like(head), head < heads)
+
+
+@triton.jit
+def _choose(
+    logits, tokens, position, peaks, places, arrived, words, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """The first of the largest logits, -1 where that is not finite; the last part to arrive writes it and moves on."""
+    _let_next(EARLY)
+    _wait_for_last(EARLY)
+    part = tl.program_id(0)
+    word = part * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(logits + word, word < words, -float("inf")).to(tl.float32)
+    value = tl.where(value != value, float("inf"), value)  # NaN leaves no choice either
+    peak = tl.max(value, 0)
+    tl.store(peaks + part, peak)
+    tl.store(places + part, tl.min(tl.where(value == peak, word, words), 0))
+    tl.debug_barrier()
+    if tl.atomic_add(arrived, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        tl.store(arrived, 0)  # for the next step
+        each = tl.arange(0, PARTS)
+        found = tl.load(peaks + each, each < tl.num_programs(0), -float("inf"), cache_modifier=".cg")
+        place = tl.load(places + each, each < tl.num_programs(0), words, cache_modifier=".cg")
+        largest = tl.max(found, 0)
+        first = tl.min(tl.where(found == largest, place, words), 0)
+        tl.store(tokens, tl.where(tl.abs(largest) < float("inf"), first, -1).to(tl.int64))
+        tl.store(position, tl.load(position) + 1)
 
 
 @triton.jit
@@ -101,29 +217,45 @@ def _turned(a, b, weight, cos, sin, eps, width, pair, like, NORM: tl.constexpr):
 
 
 @triton.jit
+def _held(keys, values, row, start, end, width, pair, TOKENS: tl.constexpr):
+    """Some tokens of the cache before `end`, zeros beyond: keys in halves, values in halves, [TOKENS, PAIRS] each."""
+    token = start + tl.arange(0, TOKENS)
+    there = (token < end)[:, None] & (pair < width // 2)[None, :]
+    at = row + token[:, None] * width + pair[None, :]
+    old1, old2 = tl.load(keys + at, there, 0.0), tl.load(keys + at + width // 2, there, 0.0)
+    return old1, old2, tl.load(values + at, there, 0.0), tl.load(values + at + width // 2, there, 0.0)
+
+
+@triton.jit
 def _attend(
     qkv, q_norm, k_norm, cos, sin, position, keys, values, partial, arrived, out, eps, scale, heads, groups, width,
-    capacity, NORM: tl.constexpr, GATE: tl.constexpr, PAIRS: tl.constexpr, TOKENS: tl.constexpr, SPAN: tl.constexpr,
-    PARTS: tl.constexpr,
+    capacity, later, later_too, chunks, NORM: tl.constexpr, GATE: tl.constexpr, PAIRS: tl.constexpr,
+    TOKENS: tl.constexpr, SPAN: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr, CHUNK: tl.constexpr,
+    THREADS: tl.constexpr,
 ):  # fmt: skip
     """One query head over a part of the cache; the last part to arrive puts them together and gates the sum.
 
     The part in which the new token stands writes its key and value. A part leaves behind, in float32, its weighted sum
     of values in halves, its largest score and its sum of weights: 2 PAIRS + 2 numbers.
     """
+    _let_next(EARLY)
     head, part, pair = tl.program_id(0), tl.program_id(1), tl.arange(0, PAIRS)
-    now = tl.load(position)
+    now = tl.load(position)  # it, the tables and the tokens so far were there before this step began
     newest = (now // SPAN).to(tl.int32)
+    group, inside = head // (heads // groups), pair < width // 2
+    row, turn = group.to(tl.int64) * capacity * width, now * (width // 2) + pair
+    c, s = tl.load(cos + turn, inside, 0.0), tl.load(sin + turn, inside, 0.0)
+    start, end = part * SPAN, tl.minimum(now, (part + 1) * SPAN)
+    old1, old2, held1, held2 = _held(keys, values, row, start, end, width, pair, TOKENS)
+    _fetch(later, chunks, head + part * heads, heads * tl.num_programs(1), CHUNK, THREADS)
+    _fetch(later_too, chunks, head + part * heads, heads * tl.num_programs(1), CHUNK, THREADS)
+    _wait_for_last(EARLY)
     if part <= newest:
-        group, inside = head // (heads // groups), pair < width // 2
         q1, q2 = _halves(qkv + head * width, width, pair)
         k1, k2 = _halves(qkv + (heads + group) * width, width, pair)
         v1, v2 = _halves(qkv + (heads + groups + group) * width, width, pair)
-        turn = now * (width // 2) + pair
-        c, s = tl.load(cos + turn, inside, 0.0), tl.load(sin + turn, inside, 0.0)
         q1, q2 = _turned(q1, q2, q_norm, c, s, eps, width, pair, qkv, NORM)
         k1, k2 = _turned(k1, k2, k_norm, c, s, eps, width, pair, qkv, NORM)
-        row = group.to(tl.int64) * capacity * width
         if (part == newest) & (head % (heads // groups) == 0):  # one head of a group; the others have it at hand
             here = row + now * width + pair
             tl.store(keys + here, k1, inside)
@@ -133,20 +265,17 @@ def _attend(
         own = part == newest
         largest = tl.where(own, (tl.sum(q1 * k1, 0) + tl.sum(q2 * k2, 0)) * scale, -float("inf"))
         total, y1, y2 = own.to(tl.float32), tl.where(own, v1, 0.0), tl.where(own, v2, 0.0)
-        for start in range(part * SPAN, tl.minimum(now, (part + 1) * SPAN), TOKENS):
-            token = start + tl.arange(0, TOKENS)
-            past = (token < now)[:, None] & inside[None, :]
-            at = row + token[:, None] * width + pair[None, :]
-            old1, old2 = tl.load(keys + at, past, 0.0), tl.load(keys + at + width // 2, past, 0.0)
-            held1, held2 = tl.load(values + at, past, 0.0), tl.load(values + at + width // 2, past, 0.0)
+        for first in range(start, end, TOKENS):
+            token = first + tl.arange(0, TOKENS)
             scores = tl.sum(old1.to(tl.float32) * q1[None, :] + old2.to(tl.float32) * q2[None, :], 1)
-            scores = tl.where(token < now, scores * scale, -float("inf"))
+            scores = tl.where(token < end, scores * scale, -float("inf"))
             larger = tl.maximum(largest, tl.max(scores, 0))
             shrink, share = tl.exp(largest - larger), tl.exp(scores - larger)
             total = total * shrink + tl.sum(share, 0)
             y1 = y1 * shrink + tl.sum(share[:, None] * held1.to(tl.float32), 0)
             y2 = y2 * shrink + tl.sum(share[:, None] * held2.to(tl.float32), 0)
             largest = larger
+            old1, old2, held1, held2 = _held(keys, values, row, first + TOKENS, end, width, pair, TOKENS)
         size = 2 * PAIRS + 2
         mine = partial + (head * PARTS + part) * size
         tl.store(mine + pair, y1)
@@ -177,38 +306,87 @@ def _attend(
 
 
 # ---------------------------------------------------------------------------------------------- launching
-def _blocks(width: int) -> dict[str, int]:
+def _options(kernel: str, rows: list[int], width: int, like: Tensor) -> tuple[int, dict]:
+    """Programs of a product with matrices of `rows` rows that are `width` long, and the launch's options.
+
+    Each program goes through several blocks of rows: what they are multiplied by is read and normed once.
+    """
+    tile, warps, together = SHAPES[kernel]
     wide = triton.next_power_of_2(width)
-    return {"ROWS": max(1, TILE // wide), "WIDTH": wide}
+    height = max(1, tile // wide)
+    blocks = sum(triton.cdiv(n, height) for n in rows)
+    most = together * (torch.cuda.get_device_properties(like.device).multi_processor_count if like.is_cuda else 1)
+    return min(blocks, most), {"blocks": blocks, "ROWS": height, "WIDTH": wide, **_launch(like, warps)}
+
+
+def _launch(like: Tensor, warps: int) -> dict:
+    """Options of a launch. Programmatic dependent launch came with compute capability 9.0."""
+    early = EARLY and like.is_cuda and torch.cuda.get_device_capability(like.device) >= (9, 0)
+    return {"EARLY": early, "num_warps": warps, **({"launch_pdl": True} if early else {})}
+
+
+def embed(table: Tensor, tokens: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """x [C], a copy of the token's row of `table` [V, C]; and zeros, int32 [heads], for `attend`.
+
+    Alone of all it starts only when everything before it is done, so that no kernel is ever early by a whole step.
+    """
+    width = table.shape[1]
+    x, arrived = table.new_empty(width), torch.empty(heads, dtype=torch.int32, device=table.device)
+    sizes = {"WIDTH": triton.next_power_of_2(width), "HEADS": triton.next_power_of_2(heads)}
+    launch = _launch(table, 4) | {"launch_pdl": False} if table.is_cuda else {"EARLY": False}
+    _embed[(1,)](table, tokens, arrived, x, width, heads, **sizes, **launch)
+    return x, arrived
+
+
+def choose(logits: Tensor, tokens: Tensor, position: Tensor, arrived: Tensor) -> None:
+    """Writes `minigated.static_cache.likeliest` of logits [1, V] to tokens [1], and adds 1 to position [1].
+
+    Args:
+        arrived: int32, zeros before and afterwards; the first is used.
+    """
+    words = logits.shape[-1]
+    parts = triton.cdiv(words, WORDS)
+    peaks = torch.empty(parts, dtype=torch.float32, device=logits.device)
+    places = torch.empty(parts, dtype=torch.int32, device=logits.device)
+    sizes = {"BLOCK": WORDS, "PARTS": triton.next_power_of_2(parts)}
+    _choose[(parts,)](logits, tokens, position, peaks, places, arrived, words, **sizes, **_launch(logits, 4))
+
+
+def _ahead(kernel: str, matrix: Tensor, options: dict) -> tuple[int, dict]:
+    """Chunks of a matrix that a kernel asks for ahead of time, and options for that."""
+    chunks = min(matrix.nbytes, FETCHED[kernel] << 20) // CHUNK if options["EARLY"] else 0
+    return chunks, {"CHUNK": CHUNK if chunks else 0, "THREADS": 32 * options["num_warps"], **options}
 
 
 def project(x: Tensor, norm: Tensor, eps: float, *weights: Tensor) -> Tensor:
     """One to four matrices [N_i, C] times RMSNorm(x), x [C]; their results one after the other, [sum N_i]."""
     rows = [w.shape[0] for w in weights] + [0] * (4 - len(weights))
-    given, sizes = [*weights, *(weights[:1] * (4 - len(weights)))], _blocks(x.shape[0])
-    out = x.new_empty(sum(rows))
-    grid = (sum(triton.cdiv(n, sizes["ROWS"]) for n in rows),)
-    _project[grid](x, norm, *given, out, *rows, eps, x.shape[0], **sizes)
+    given, out = [*weights, *(weights[:1] * (4 - len(weights)))], x.new_empty(sum(rows))
+    programs, options = _options("project", rows, *x.shape, x)
+    _project[(programs,)](x, norm, *given, out, *rows, eps, *x.shape, **options)
     return out
 
 
-def gate_and_up(x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor) -> Tensor:
-    """SiLU(gate u) * up u with u = RMSNorm(x); x [C], matrices [F, C] -> [F]."""
-    out, sizes = x.new_empty(gate.shape[0]), _blocks(x.shape[0])
-    grid = (triton.cdiv(out.shape[0], sizes["ROWS"]),)
-    _gate_and_up[grid](x, norm, gate, up, out, *out.shape, eps, *x.shape, **sizes)
+def gate_and_up(x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, later: Tensor) -> Tensor:
+    """SiLU(gate u) * up u with u = RMSNorm(x); x [C], matrices [F, C] -> [F]. `later` is a matrix to fetch."""
+    out = x.new_empty(gate.shape[0])
+    programs, options = _options("gate_and_up", [*out.shape], *x.shape, x)
+    chunks, options = _ahead("gate_and_up", later, options)
+    _gate_and_up[(programs,)](x, norm, gate, up, out, *out.shape, eps, *x.shape, later=later, chunks=chunks, **options)
     return out
 
 
-def add(x: Tensor, y: Tensor, weight: Tensor) -> None:
-    """x += weight y in place; x [C], y [N], weight [C, N]."""
-    sizes = _blocks(y.shape[0])
-    _add[(triton.cdiv(x.shape[0], sizes["ROWS"]),)](x, y, weight, *x.shape, *y.shape, **sizes)
+def add(x: Tensor, y: Tensor, weight: Tensor, later: Tensor) -> None:
+    """x += weight y in place; x [C], y [N], weight [C, N]. `later` is a matrix to fetch."""
+    programs, options = _options("add", [*x.shape], *y.shape, x)
+    chunks, options = _ahead("add", later, options)
+    _add[(programs,)](x, y, weight, *x.shape, *y.shape, later=later, chunks=chunks, **options)
 
 
 def attend(
     qkv: Tensor, keys: Tensor, values: Tensor, position: Tensor, cos: Tensor, sin: Tensor,
     norms: tuple[Tensor, Tensor] | None, eps: float, heads: int, gate: str, arrived: Tensor,
+    later: tuple[Tensor, Tensor],
 ) -> Tensor:  # fmt: skip
     """Attention of one token over the cache, which gets its key and value.
 
@@ -218,6 +396,7 @@ def attend(
         cos, sin: [positions, D/2]. norms: weights [D] of the QK-norm of queries and keys. gate: "plain" (none),
             "headwise" or "elementwise".
         arrived: int32 [H], zeros, and zeros again afterwards: how many parts of each head are done.
+        later: two matrices of one shape to fetch.
 
     Returns:
         [H * D], the input of W_O.
@@ -230,8 +409,9 @@ def attend(
     out = qkv.new_empty(heads * width)
     partial = torch.empty(heads * sizes["PARTS"] * (2 * pairs + 2), dtype=torch.float32, device=qkv.device)
     q_norm, k_norm = norms or (qkv, qkv)
+    chunks, options = _ahead("attend", later[0], _launch(qkv, ATTEND_WARPS))
     _attend[(heads, parts)](
         qkv, q_norm, k_norm, cos, sin, position, keys, values, partial, arrived, out, eps, width**-0.5, heads, groups,
-        width, capacity, NORM=norms is not None, GATE=gate, **sizes,
+        width, capacity, *later, chunks, NORM=norms is not None, GATE=gate, **sizes, **options,
     )  # fmt: skip
     return out

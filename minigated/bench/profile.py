@@ -1,0 +1,73 @@
+"""What a GPU does during one call: its kernels by kind, seen by torch's profiler, and how long it had nothing to do."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import torch
+
+LONGEST = 1.0  # seconds a call may take to be looked at: a profile of ten thousand kernels takes longer than they do
+OTHER = "element by element"
+KINDS = (  # kind -> its kernels' names; the first that fits counts
+    ("compiled", r"^triton_"),  # by torch.compile, whatever they do
+    ("our kernels", r"^_(convolve|filter_gradient|forward|backward|project|gate_and_up|add|attend|embed|choose)$"),
+    ("attention", r"flash|fmha|sdpa|attention"),
+    ("convolution", r"conv|fprop|dgrad|wgrad"),
+    ("matrix products", r"gemm|gemv|nvjet|xmma|cutlass|cublas|splitk"),
+    ("optimizer", r"adam"),
+    ("copies and casts", r"^mem(cpy|set)|copy"),
+)
+IDLE = "waiting"
+
+
+def kind_of(kernel: str) -> str:
+    """Which of `KINDS` a kernel's name belongs to; `OTHER` if none."""
+    return next((kind for kind, pattern in KINDS if re.search(pattern, kernel, re.IGNORECASE)), OTHER)
+
+
+def busy(spans: Iterable[tuple[float, float]]) -> float:
+    """The length that spans (start, end) cover together; kernels may overlap."""
+    covered, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return covered
+
+
+def look(step: Callable[[], object], seconds: float) -> dict | None:
+    """Runs a step of a CUDA device once under the profiler.
+
+    Args:
+        seconds: what a call takes without a profiler; what its kernels leave of that is `IDLE`.
+
+    Returns:
+        `kinds`, milliseconds by kind; `kernels`, how many ran; `longest`, the five names that took longest as
+        [name, milliseconds, runs]. None if a call takes longer than `LONGEST` or nothing was seen.
+    """
+    if seconds > LONGEST:
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
+        step()
+        torch.cuda.synchronize()
+    found = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return summary([(e.name, e.time_range.start, e.time_range.end) for e in found], seconds)
+
+
+def summary(kernels: list[tuple[str, float, float]], seconds: float) -> dict | None:
+    """What `look` returns, of kernels (name, start, end) in microseconds."""
+    if not kernels:
+        return None
+    kinds, names, runs = Counter(), Counter(), Counter()
+    for name, start, end in kernels:
+        kinds[kind_of(name)] += end - start
+        names[name] += end - start
+        runs[name] += 1
+    covered = busy((start, end) for _, start, end in kernels)
+    shrunk = covered / sum(kinds.values())  # of kernels that overlap each gets its share
+    found = {kind: kinds[kind] * shrunk / 1e3 for kind in [*dict(KINDS), OTHER] if kinds[kind]}
+    found[IDLE] = max(0.0, 1e3 * seconds - covered / 1e3)
+    longest = [[name[:80], round(took / 1e3, 4), runs[name]] for name, took in names.most_common(5)]
+    return {"kinds": found, "kernels": len(kernels), "longest": longest}
