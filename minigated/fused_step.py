@@ -42,10 +42,9 @@ def unserved(model: LanguageModel, batch: int) -> str | None:
 
 
 def _layer(
-    fused, block: Block, x: Tensor, tables: tuple, position: Tensor, held: tuple, gate: str, arrived: Tensor,
-    following: tuple[Tensor, Tensor],
-) -> None:  # fmt: skip
-    """One block on one token, x [C] in place. `fused`: the module of kernels; `following`: matrices read after it."""
+    fused, block: Block, x: Tensor, tables: tuple, position: Tensor, held: tuple, gate: str, arrived: Tensor
+) -> None:
+    """One block on one token, x [C] in place. `fused`: the module of the kernels."""
     layer, ffn, eps = block.attention, block.ffn, block.attention_norm.eps
     projections = [layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight]
     if gate != "plain":
@@ -53,12 +52,11 @@ def _layer(
     normed = not isinstance(layer.q_norm, nn.Identity)
     norms = (layer.q_norm.weight, layer.k_norm.weight) if normed else None
     qkv = fused.project(x, block.attention_norm.weight, eps, *projections)
-    both = (ffn.gate_proj.weight, ffn.up_proj.weight)
     options = (norms, layer.q_norm.eps if normed else eps, layer.shape.heads, gate, arrived)
-    y = fused.attend(qkv, *held, position, *tables, *options, later=both)
-    fused.add(x, y, layer.o_proj.weight, ffn.down_proj.weight)
-    hidden = fused.gate_and_up(x, block.ffn_norm.weight, block.ffn_norm.eps, *both, following[0])
-    fused.add(x, hidden, ffn.down_proj.weight, following[1])
+    y = fused.attend(qkv, *held, position, *tables, *options)
+    fused.add(x, y, layer.o_proj.weight)
+    hidden = fused.gate_and_up(x, block.ffn_norm.weight, block.ffn_norm.eps, ffn.gate_proj.weight, ffn.up_proj.weight)
+    fused.add(x, hidden, ffn.down_proj.weight)
 
 
 @torch.no_grad()
@@ -74,9 +72,8 @@ def decode_fused(
 
     gate, tables = _gate(get_variant(model.config.variant)), (model.rotary.cos, model.rotary.sin)
     x, arrived = fused.embed(model.embedding.weight, tokens, model.blocks[0].attention.shape.heads)
-    after = [(b.attention.q_proj.weight, b.attention.o_proj.weight) for b in model.blocks[1:]]
-    for block, cache, following in zip(model.blocks, held, [*after, (model.head.weight,) * 2]):
-        _layer(fused, block, x, tables, position, cache, gate, arrived, following)
+    for block, cache in zip(model.blocks, held):
+        _layer(fused, block, x, tables, position, cache, gate, arrived)
     logits = fused.project(x, model.norm.weight, model.norm.eps, model.head.weight)[None]  # [1, V]
     if move:
         fused.choose(logits, tokens, position, arrived)

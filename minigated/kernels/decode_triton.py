@@ -11,12 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# of a product: weights a program holds at once, its warps, programs on each of the GPU's processors
-SHAPES = {"project": (8192, 4, 4), "gate_and_up": (4096, 4, 4), "add": (8192, 4, 4)}
+# Of a product with few or with `MANY` weights: weights a program holds at once, its warps, programs on each of the GPU's
+# processors. Found by trying, with models of 350 M and 1.7 B on an H200.
+SHAPES = {
+    "project": {False: (8192, 4, 4), True: (16384, 8, 2)},
+    "gate_and_up": {False: (2048, 2, 8), True: (4096, 4, 4)},
+    "add": {False: (8192, 8, 4), True: (16384, 8, 2)},
+}
+MANY = 1 << 22
 ATTEND_WARPS = 4
-COUNTS = ["rows", "rows_1", "rows_2", "rows_3", "rows_4", "blocks", "chunks"]  # a 1 among them is no other program
-CHUNK = 4096  # bytes that one thread asks for ahead of time
-FETCHED = {"attend": 16, "add": 16, "gate_and_up": 16}  # MiB at most that a kernel asks for, of each matrix
+COUNTS = ["rows", "rows_1", "rows_2", "rows_3", "rows_4", "blocks"]  # a 1 among them is no other program
 EARLY = True  # start a kernel's programs before the one before it is done, where the GPU can
 TOKENS = 64  # of the cache that a program reads at once
 WORDS = 1024  # logits that a program compares
@@ -41,24 +45,6 @@ def _wait_for_last(EARLY: tl.constexpr):
     """Until the kernel before has written everything; no read or write of what another kernel writes may come first."""
     if EARLY:
         tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def _fetch(matrix, chunks, program, programs, CHUNK: tl.constexpr, THREADS: tl.constexpr):
-    """Asks for a part of a matrix that a later kernel reads, so that it is in the L2 cache by then; waits for nothing.
-
-    Args:
-        chunks: how many there are, of `CHUNK` bytes. program, programs: of those that share them.
-    """
-    if CHUNK:
-        for start in range(program * THREADS, chunks, programs * THREADS):
-            chunk = start + tl.arange(0, THREADS)  # each thread asks for one
-            at = (matrix + chunk * (CHUNK // (matrix.dtype.element_ty.primitive_bitwidth // 8))).to(tl.int64)
-            tl.inline_asm_elementwise(
-                "{ .reg .pred p; setp.lt.s32 p, $2, $3; @p cp.async.bulk.prefetch.L2.global [$1], 4096; }"
-                " mov.u32 $0, 0;",
-                "=r,l,r,r", [at, chunk, chunk * 0 + chunks], dtype=tl.int32, is_pure=False, pack=1,
-            )  # fmt: skip
 
 
 @triton.jit
@@ -121,15 +107,13 @@ def _project(
 
 @triton.jit(do_not_specialize=COUNTS)
 def _gate_and_up(
-    x, norm, gate, up, out, rows, eps, width, blocks, later, chunks, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    EARLY: tl.constexpr, CHUNK: tl.constexpr, THREADS: tl.constexpr,
-):  # fmt: skip
+    x, norm, gate, up, out, rows, eps, width, blocks, ROWS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr
+):
     """SiLU(gate x) * up x of the normed vector."""
     _let_next(EARLY)
     block, channel = tl.program_id(0), tl.arange(0, WIDTH)
     row = block * ROWS + tl.arange(0, ROWS)
     gates, ups = _read(gate, row, rows, width, channel), _read(up, row, rows, width, channel)
-    _fetch(later, chunks, block, tl.num_programs(0), CHUNK, THREADS)
     _wait_for_last(EARLY)
     vector = _normed(x, norm, eps, width, channel)
     for _ in range(block, blocks, tl.num_programs(0)):
@@ -141,16 +125,12 @@ def _gate_and_up(
 
 
 @triton.jit(do_not_specialize=COUNTS)
-def _add(
-    x, y, weight, rows, width, blocks, later, chunks, ROWS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
-    CHUNK: tl.constexpr, THREADS: tl.constexpr,
-):  # fmt: skip
+def _add(x, y, weight, rows, width, blocks, ROWS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr):
     """x + weight y, in place: every program reads and writes its own rows of x."""
     _let_next(EARLY)
     block, channel = tl.program_id(0), tl.arange(0, WIDTH)
     row = block * ROWS + tl.arange(0, ROWS)
     tile = _read(weight, row, rows, width, channel)
-    _fetch(later, chunks, block, tl.num_programs(0), CHUNK, THREADS)
     _wait_for_last(EARLY)
     vector = tl.load(y + channel, channel < width, 0.0).to(tl.float32)
     for _ in range(block, blocks, tl.num_programs(0)):
@@ -229,9 +209,8 @@ def _held(keys, values, row, start, end, width, pair, TOKENS: tl.constexpr):
 @triton.jit
 def _attend(
     qkv, q_norm, k_norm, cos, sin, position, keys, values, partial, arrived, out, eps, scale, heads, groups, width,
-    capacity, later, later_too, chunks, NORM: tl.constexpr, GATE: tl.constexpr, PAIRS: tl.constexpr,
-    TOKENS: tl.constexpr, SPAN: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr, CHUNK: tl.constexpr,
-    THREADS: tl.constexpr,
+    capacity, NORM: tl.constexpr, GATE: tl.constexpr, PAIRS: tl.constexpr, TOKENS: tl.constexpr, SPAN: tl.constexpr,
+    PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One query head over a part of the cache; the last part to arrive puts them together and gates the sum.
 
@@ -247,8 +226,6 @@ def _attend(
     c, s = tl.load(cos + turn, inside, 0.0), tl.load(sin + turn, inside, 0.0)
     start, end = part * SPAN, tl.minimum(now, (part + 1) * SPAN)
     old1, old2, held1, held2 = _held(keys, values, row, start, end, width, pair, TOKENS)
-    _fetch(later, chunks, head + part * heads, heads * tl.num_programs(1), CHUNK, THREADS)
-    _fetch(later_too, chunks, head + part * heads, heads * tl.num_programs(1), CHUNK, THREADS)
     _wait_for_last(EARLY)
     if part <= newest:
         q1, q2 = _halves(qkv + head * width, width, pair)
@@ -311,7 +288,7 @@ def _options(kernel: str, rows: list[int], width: int, like: Tensor) -> tuple[in
 
     Each program goes through several blocks of rows: what they are multiplied by is read and normed once.
     """
-    tile, warps, together = SHAPES[kernel]
+    tile, warps, together = SHAPES[kernel][sum(rows) * width >= MANY]
     wide = triton.next_power_of_2(width)
     height = max(1, tile // wide)
     blocks = sum(triton.cdiv(n, height) for n in rows)
@@ -352,12 +329,6 @@ def choose(logits: Tensor, tokens: Tensor, position: Tensor, arrived: Tensor) ->
     _choose[(parts,)](logits, tokens, position, peaks, places, arrived, words, **sizes, **_launch(logits, 4))
 
 
-def _ahead(kernel: str, matrix: Tensor, options: dict) -> tuple[int, dict]:
-    """Chunks of a matrix that a kernel asks for ahead of time, and options for that."""
-    chunks = min(matrix.nbytes, FETCHED[kernel] << 20) // CHUNK if options["EARLY"] else 0
-    return chunks, {"CHUNK": CHUNK if chunks else 0, "THREADS": 32 * options["num_warps"], **options}
-
-
 def project(x: Tensor, norm: Tensor, eps: float, *weights: Tensor) -> Tensor:
     """One to four matrices [N_i, C] times RMSNorm(x), x [C]; their results one after the other, [sum N_i]."""
     rows = [w.shape[0] for w in weights] + [0] * (4 - len(weights))
@@ -367,26 +338,23 @@ def project(x: Tensor, norm: Tensor, eps: float, *weights: Tensor) -> Tensor:
     return out
 
 
-def gate_and_up(x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, later: Tensor) -> Tensor:
-    """SiLU(gate u) * up u with u = RMSNorm(x); x [C], matrices [F, C] -> [F]. `later` is a matrix to fetch."""
+def gate_and_up(x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor) -> Tensor:
+    """SiLU(gate u) * up u with u = RMSNorm(x); x [C], matrices [F, C] -> [F]."""
     out = x.new_empty(gate.shape[0])
     programs, options = _options("gate_and_up", [*out.shape], *x.shape, x)
-    chunks, options = _ahead("gate_and_up", later, options)
-    _gate_and_up[(programs,)](x, norm, gate, up, out, *out.shape, eps, *x.shape, later=later, chunks=chunks, **options)
+    _gate_and_up[(programs,)](x, norm, gate, up, out, *out.shape, eps, *x.shape, **options)
     return out
 
 
-def add(x: Tensor, y: Tensor, weight: Tensor, later: Tensor) -> None:
-    """x += weight y in place; x [C], y [N], weight [C, N]. `later` is a matrix to fetch."""
+def add(x: Tensor, y: Tensor, weight: Tensor) -> None:
+    """x += weight y in place; x [C], y [N], weight [C, N]."""
     programs, options = _options("add", [*x.shape], *y.shape, x)
-    chunks, options = _ahead("add", later, options)
-    _add[(programs,)](x, y, weight, *x.shape, *y.shape, later=later, chunks=chunks, **options)
+    _add[(programs,)](x, y, weight, *x.shape, *y.shape, **options)
 
 
 def attend(
     qkv: Tensor, keys: Tensor, values: Tensor, position: Tensor, cos: Tensor, sin: Tensor,
     norms: tuple[Tensor, Tensor] | None, eps: float, heads: int, gate: str, arrived: Tensor,
-    later: tuple[Tensor, Tensor],
 ) -> Tensor:  # fmt: skip
     """Attention of one token over the cache, which gets its key and value.
 
@@ -396,7 +364,6 @@ def attend(
         cos, sin: [positions, D/2]. norms: weights [D] of the QK-norm of queries and keys. gate: "plain" (none),
             "headwise" or "elementwise".
         arrived: int32 [H], zeros, and zeros again afterwards: how many parts of each head are done.
-        later: two matrices of one shape to fetch.
 
     Returns:
         [H * D], the input of W_O.
@@ -409,9 +376,8 @@ def attend(
     out = qkv.new_empty(heads * width)
     partial = torch.empty(heads * sizes["PARTS"] * (2 * pairs + 2), dtype=torch.float32, device=qkv.device)
     q_norm, k_norm = norms or (qkv, qkv)
-    chunks, options = _ahead("attend", later[0], _launch(qkv, ATTEND_WARPS))
     _attend[(heads, parts)](
         qkv, q_norm, k_norm, cos, sin, position, keys, values, partial, arrived, out, eps, width**-0.5, heads, groups,
-        width, capacity, *later, chunks, NORM=norms is not None, GATE=gate, **sizes, **options,
+        width, capacity, NORM=norms is not None, GATE=gate, **sizes, **_launch(qkv, ATTEND_WARPS),
     )  # fmt: skip
     return out
