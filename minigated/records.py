@@ -55,12 +55,14 @@ def file_hashes(files: list[str]) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout; MINIGATED_COMMIT where there is no git; None if unknown."""
+    """MINIGATED_COMMIT if that is set, as where a copy runs; else the commit of the checkout; None if unknown."""
+    if given := os.environ.get("MINIGATED_COMMIT"):
+        return given
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     except OSError:
-        return os.environ.get("MINIGATED_COMMIT")
-    return done.stdout.strip() if done.returncode == 0 else os.environ.get("MINIGATED_COMMIT")
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def hardware() -> dict:

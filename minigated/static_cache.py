@@ -19,6 +19,7 @@ from minigated.lm import LanguageModel
 
 BACKEND = "inductor"
 WAYS = ("eager", "compiled", "fused")
+SHORT = 16  # tokens of a prompt that a recorded step reads one by one, sooner than the model reads them at once
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class StaticCache:
         self.host = torch.zeros(batch, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.decode = _compiled(device) if self.way == "compiled" else decode
         self.ready = self.way == "eager"
-        self.advance, self.logits = self._advance, None
+        self.advance, self.recorded, self.logits = self._advance, False, None
 
     @torch.no_grad()
     def start(self, tokens: Tensor) -> Tensor:
@@ -147,6 +148,11 @@ class StaticCache:
             cache.length = 0
             cache.k.zero_()
             cache.v.zero_()  # what a mask hides is multiplied by 0, which an infinity from the last text would survive
+        if self.recorded and tokens.shape[1] <= SHORT:
+            self.position.zero_()
+            for column in tokens.to(self.device).unbind(1):
+                self.step(column)
+            return self.logits
         self.logits = self.model(tokens.to(self.device), self.caches)[:, -1]  # many tokens at once, as ever
         self.tokens.copy_(likeliest(self.logits))
         self.position.fill_(tokens.shape[1])
@@ -197,7 +203,7 @@ class StaticCache:
             return
         self.ready = True
         if self.device.type == "cuda":
-            self.advance = recorded(self._advance, self.device, before=self.position.zero_)
+            self.advance, self.recorded = recorded(self._advance, self.device, before=self.position.zero_), True
         else:
             self.advance()
         self.tokens.zero_()

@@ -1,4 +1,7 @@
-"""What a GPU does during one call: its kernels by kind, seen by torch's profiler, and how long it had nothing to do."""
+"""What a GPU does during one call: its kernels by kind, seen by torch's profiler, and how long it had nothing to do.
+
+A GPU at work for a while runs slower than one that rested, so the call that is looked at follows others at once.
+"""
 
 import re
 from collections import Counter
@@ -7,6 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 LONGEST = 1.0  # seconds a call may take to be looked at: a profile of ten thousand kernels takes longer than they do
+WARM, MOST = 0.1, 20  # seconds of calls before that, and how many at most
 OTHER = "element by element"
 KINDS = (  # kind -> its kernels' names; the first that fits counts
     ("compiled", r"^triton_"),  # by torch.compile, whatever they do
@@ -38,28 +42,30 @@ def look(step: Callable[[], object], seconds: float) -> dict | None:
     """Runs a step of a CUDA device once under the profiler.
 
     Args:
-        seconds: what a call takes without a profiler; what its kernels leave of that is `IDLE`.
+        seconds: what a call takes.
 
     Returns:
-        `kinds`, milliseconds by kind; `kernels`, how many ran; `longest`, the five names that took longest as
-        [name, milliseconds, runs]. None if a call takes longer than `LONGEST` or nothing was seen.
+        `kinds`, milliseconds by kind, `IDLE` those between the first kernel and the last without one; `kernels`, how
+        many ran; `longest`, the five names that took longest as [name, milliseconds, runs]. None if a call takes longer than `LONGEST` or nothing was seen.
     """
     if seconds > LONGEST:
         return None
     from torch.profiler import ProfilerActivity, profile
 
-    torch.cuda.synchronize()
+    calls = 1 + min(MOST, int(WARM / seconds))
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
-        step()
+        for _ in range(calls):
+            step()
         torch.cuda.synchronize()
     found = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    return summary([(e.name, e.time_range.start, e.time_range.end) for e in found], seconds)
+    return summary([(e.name, e.time_range.start, e.time_range.end) for e in found], calls)
 
 
-def summary(kernels: list[tuple[str, float, float]], seconds: float) -> dict | None:
-    """What `look` returns, of kernels (name, start, end) in microseconds."""
+def summary(kernels: list[tuple[str, float, float]], calls: int = 1) -> dict | None:
+    """What `look` returns, of the kernels (name, start, end), in microseconds, of so many calls: the last one's."""
     if not kernels:
         return None
+    kernels = sorted(kernels, key=lambda kernel: kernel[1])[-(len(kernels) // calls) :]  # all calls run equally many
     kinds, names, runs = Counter(), Counter(), Counter()
     for name, start, end in kernels:
         kinds[kind_of(name)] += end - start
@@ -68,6 +74,6 @@ def summary(kernels: list[tuple[str, float, float]], seconds: float) -> dict | N
     covered = busy((start, end) for _, start, end in kernels)
     shrunk = covered / sum(kinds.values())  # of kernels that overlap each gets its share
     found = {kind: kinds[kind] * shrunk / 1e3 for kind in [*dict(KINDS), OTHER] if kinds[kind]}
-    found[IDLE] = max(0.0, 1e3 * seconds - covered / 1e3)
+    found[IDLE] = (max(end for _, _, end in kernels) - kernels[0][1] - covered) / 1e3
     longest = [[name[:80], round(took / 1e3, 4), runs[name]] for name, took in names.most_common(5)]
     return {"kinds": found, "kernels": len(kernels), "longest": longest}

@@ -33,6 +33,7 @@ class Prepared:
         tolerance: of `difference`; `TOLERANCE` of the case's dtype by default.
         facts: what is worth keeping beside the time, JSON-able, e.g. the number of parameters.
         counted: whether the allocator sees its memory; that of a CUDA graph it does not.
+        before: what a call does before its items begin to repeat, e.g. to read a prompt and write the first token.
     """
 
     step: Callable[[], object]
@@ -41,6 +42,7 @@ class Prepared:
     tolerance: float | None = None
     flops: float | None = None
     counted: bool = True
+    before: Callable[[], object] | None = None
 
 
 @dataclass
@@ -130,15 +132,15 @@ def untimed(case: Case, row: Row) -> dict:
     """What is known of a row before anything runs.
 
     The keys of a result: case, row, unit, dtype, state, reason (why it is not timed), error (see `difference`), flops,
-    bytes, weight_bytes, items, first_seconds (of the first call, where a compiler works), call_seconds, held_bytes,
-    peak_bytes, times, facts, profile (see `minigated.bench.profile.look`); and of a timed row prepare_seconds, median
-    and quartiles.
+    bytes, weight_bytes, items, first_seconds (of the first call, where a compiler works), call_seconds,
+    before_seconds, held_bytes, peak_bytes, times, facts, profile (see `minigated.bench.profile.look`); and of a timed
+    row prepare_seconds, median and quartiles.
     """
     return {
         "case": case.name, "row": row.name, "unit": case.unit, "dtype": str(case.dtype).removeprefix("torch."),
         "state": row.state, "reason": None, "error": None, "flops": row.flops, "bytes": row.bytes, "items": row.items,
         "first_seconds": None, "call_seconds": None, "held_bytes": None, "peak_bytes": None, "times": [], "facts": {},
-        "weight_bytes": row.weight_bytes, "profile": None,
+        "weight_bytes": row.weight_bytes, "before_seconds": None, "profile": None,
     }  # fmt: skip
 
 
@@ -157,6 +159,8 @@ def _start(case: Case, row: Row, timer: Timer) -> tuple[dict, Callable | None]:
                 return result | {"state": "wrong", "error": min(result["error"], 1e30), "reason": reason}, None
         result["prepare_seconds"] = timer.now() - start
         result["first_seconds"], result["call_seconds"] = warm_up(prepared.step, timer)
+        if prepared.before is not None:
+            result["before_seconds"] = warm_up(prepared.before, timer)[1]
         if prepared.counted:
             memory.measure(prepared.step)
     except Absent as reason:

@@ -19,7 +19,7 @@ from minigated.experiments.runlog import RunLog
 
 SUITES = ("attention", "retention", "vit", "moe", "lm", "generate")
 SAMPLES = {"cpu": 15, "gpu": 30}
-SECONDS = {"cpu": 4.0, "gpu": 40.0}  # of a suite for taking samples, shared by its cases; preparing them is extra
+SECONDS = {"cpu": 4.0, "gpu": 20.0}  # of a suite for taking samples, shared by its cases; preparing them is extra
 CORE = [
     "bench/timing.py",
     "bench/rows.py",
@@ -157,8 +157,8 @@ def record_row(result: dict, first: dict, ceilings: dict[str, float]) -> dict:
     Extras: `median_ms`, `quartiles_ms`, `per_second` (items), `against_first` (times as fast as the case's first row),
     `flop_rate`, `byte_rate` and their shares of the measured ceilings, `intensity` (operations a byte),
     `first_seconds`, `held_mib`, `peak_mib`, `state`, `error`, `facts`, `profile` (of a GPU); of decoding
-    `weights_ms`, how long reading the weights alone takes at the measured copy bandwidth, and `against_weights`, the
-    median over it.
+    `before_ms`, how long the prompt and the first token take, `token_ms`, each one after it, `weights_ms`, reading the
+    weights alone at the measured copy bandwidth, and `against_weights`, token over weights.
     """
     median, flops, moved = result["median"], result["flops"], result["bytes"]
     mebibytes = lambda n: None if n is None else n / 2**20
@@ -175,5 +175,5 @@ def record_row(result: dict, first: dict, ceilings: dict[str, float]) -> dict:
         byte_rate=moved and moved / median, byte_share=moved and moved / median / ceilings["copy"],
         first_seconds=result["first_seconds"], held_mib=mebibytes(result["held_bytes"]),
         peak_mib=mebibytes(result["peak_bytes"]), facts=result["facts"], profile=result["profile"],
-        **report.weights(result, ceilings),
+        before_ms=result["before_seconds"] and 1e3 * result["before_seconds"], **report.weights(result, ceilings),
     )  # fmt: skip

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Of a product with few or with `MANY` weights: weights a program holds at once, its warps, programs on each of the GPU's
-# processors. Found by trying, with models of 350 M and 1.7 B on an H200.
+# Of a product with few or with `MANY` weights: weights a program holds at once, its warps, programs on each processor
+# of the GPU. Found by trying, with models of 350 M and 1.7 B on an H200.
 SHAPES = {
     "project": {False: (8192, 4, 4), True: (16384, 8, 2)},
     "gate_and_up": {False: (2048, 2, 8), True: (4096, 4, 4)},
