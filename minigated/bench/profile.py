@@ -46,7 +46,8 @@ def look(step: Callable[[], object], seconds: float) -> dict | None:
 
     Returns:
         `kinds`, milliseconds by kind, `IDLE` those between the first kernel and the last without one; `kernels`, how
-        many ran; `longest`, the five names that took longest as [name, milliseconds, runs]. None if a call takes longer than `LONGEST` or nothing was seen.
+        many ran; `longest`, the five names that took longest as [name, milliseconds, runs]. None if a call takes longer
+        than `LONGEST` or nothing was seen.
     """
     if seconds > LONGEST:
         return None
