@@ -8,6 +8,7 @@ from record_words import MEASURES, PLANNED
 
 from minigated import records
 from minigated.bench.report import ceilings_line
+from minigated.bench.targets import tally
 
 WIDEST = 6  # more values a row than this are left to the file
 
@@ -28,7 +29,7 @@ def verdicts(results: Path, **_) -> str:
         if record is None:
             lines.append(f"| {cell(PLANNED[name][1])} | | [no record yet](#{name}) |")
             continue
-        verdict = record["verdict"] or "measured, nothing to judge"
+        verdict = record["verdict"] or (is_bench(name) and tally(record)) or "measured, nothing to judge"
         lines.append(f"| **{cell(record['claim'])}** | | [{verdict}](#{name}) |")
         for claim in record["config"].get("claims", ()):
             lines.append(f"| {cell(claim['claim'])} | {difference(claim)} | [{claim['verdict']}](#{name}) |")
@@ -85,7 +86,7 @@ def pointer(name: str, record: dict | None) -> str:
     """A record's claim and the way to its tables."""
     if record is None:
         return section(name, record)
-    said = f"`{name}` · {claim_of(record)}"
+    said = " ".join([f"`{name}` · {claim_of(record)}", *([f"{tally(record)}."] if tally(record) else [])])
     return f"{heading(name)}\n\n{said} [Its tables](speed.md#{name}) stand on the page of speeds."
 
 

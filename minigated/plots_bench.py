@@ -1,4 +1,4 @@
-"""Figures of chapter 9: bars of a component's steps, the roofline of a machine, and both drawn from bench records.
+"""Figures of chapter 9: bars of a component's steps, the roofline of a machine, profiles; the same from bench records.
 
 Each function returns the figure and its alternative text, so that `show(*bars_figure(...), caption)` draws it.
 """
@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from minigated.bench.profile import IDLE, KINDS, OTHER
+from minigated.bench.targets import shares
 from minigated.errors import InputError
 from minigated.plots import COLORS, INK, MARKERS
 
 HATCHES = ("", "///", "...", "xx", "\\\\", "++")
 TERA, GIGA = 1e12, 1e9
+ALL = [*dict(KINDS), OTHER, IDLE]  # kinds of kernels, each with its colour and its pattern
 
 
 # ---------------------------------------------------------------------------------------------- bars
@@ -179,3 +182,46 @@ def bench_table(record: dict) -> str:
             )
     left = [f"{row['case']}, {row['row']} ({row['reason']})" for row in record["config"].get("not_timed", ())]
     return "\n".join([*lines, *([f"\nNot timed: {'; '.join(left)}."] if left else [])])
+
+
+# ---------------------------------------------------------------------------------------------- profiles
+def profile_figure(record: dict, case: str, rows: Sequence[str] | None = None):
+    """One case's rows as bars, each cut by what the GPU does in that time; `waiting` is time without a kernel.
+
+    Args:
+        rows: which, all that have a profile by default.
+
+    Raises:
+        InputError: a case that the record does not have, or none of its rows was looked at.
+    """
+    cases = cases_of(record)
+    if case not in cases:
+        raise InputError(f"no case {case!r} in {record['id']}; accepted: {', '.join(cases)}")
+    extras = [row["extra"] for row in cases[case] if rows is None or row["extra"]["contender"] in rows]
+    seen = [extra for extra in extras if extra.get("profile")]
+    if not seen:
+        raise InputError(f"no row of {case!r} has a profile; those of a GPU have one")
+    parts = [shares(extra) for extra in seen]
+    kinds = [kind for kind in ALL if any(part.get(kind) for part in parts)]
+    figure, axis = plt.subplots(figsize=(5.4, 0.42 * len(seen) + 1.0 + 0.22 * len(kinds)))
+    for place, (extra, part) in enumerate(zip(seen, parts)):
+        left = 0.0
+        for kind in kinds:
+            width, index = part.get(kind, 0.0) * extra["median_ms"], ALL.index(kind)
+            look = {"color": COLORS[index % 6], "hatch": HATCHES[index // 6]} if kind != IDLE else {"color": "none"}
+            axis.barh(place, width, left=left, height=0.62, edgecolor=INK, linewidth=0.6, **look)
+            left += width
+        axis.text(left, place, f" {_short(extra['median_ms'])}", va="center", fontsize=9, color=INK)
+    axis.set_yticks(range(len(seen)), [extra["contender"] for extra in seen])
+    axis.set_xlim(0, max(extra["median_ms"] for extra in seen) * 1.15)
+    axis.invert_yaxis()
+    axis.grid(False, axis="y")
+    axis.set_xlabel("milliseconds")
+    boxes = axis.containers[: len(kinds)]
+    figure.legend(boxes, kinds, fontsize=9, loc="lower center", ncols=2)
+    figure.tight_layout(rect=(0, 0.22 * ((len(kinds) + 1) // 2) / figure.get_figheight() + 0.02, 1, 1))
+    told = [
+        f"{extra['contender']}: " + ", ".join(f"{kind} {part[kind]:.0%}" for kind in kinds if part.get(kind))
+        for extra, part in zip(seen, parts)
+    ]
+    return figure, f"Bars of what the GPU does. {'; '.join(told)}."

@@ -9,6 +9,7 @@ from minigated.plots_bench import (
     bars_figure,
     bench_table,
     limit_ms,
+    profile_figure,
     record_bars,
     record_roofline,
     roof,
@@ -102,3 +103,28 @@ def test_the_table_of_decoding_names_what_was_not_timed_and_how_far_the_weights_
     lines = bench_table(record).splitlines()
     assert lines[0].endswith("| weights = 1 |") and lines[4].endswith("| 50% | 3.00 |")
     assert lines[-1] == "Not timed: fast, fused (wants a GPU)."
+
+
+# ------------------------------------------------------------------------------------- profiles
+def test_a_profile_is_cut_by_kind_and_ends_at_the_median(record):
+    for row, waiting in zip(record["rows"], (6.0, 1.0)):
+        kinds = {"compiled": 1.0, "copies and casts": 1.0, "waiting": waiting}
+        row["extra"]["profile"] = {"kinds": kinds, "kernels": 2, "longest": []}
+    figure, alt = profile_figure(record, "a")
+    axis = figure.axes[0]
+    widths = [[bar.get_width() for bar in axis.patches[3 * i : 3 * i + 3]] for i in range(2)]
+    assert widths == [pytest.approx([1.0, 1.0, 6.0]), pytest.approx([1.0, 1.0, 2.0])]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["compiled", "copies and casts", "waiting"]
+    assert alt == (
+        "Bars of what the GPU does. slow: compiled 12%, copies and casts 12%, waiting 75%; "
+        "fast: compiled 25%, copies and casts 25%, waiting 50%."
+    )
+    only, _ = profile_figure(record, "a", rows=["fast"])
+    assert [label.get_text() for label in only.axes[0].get_yticklabels()] == ["fast"]
+
+
+def test_a_case_without_profile_is_refused(record):
+    with pytest.raises(InputError, match="no row of 'b' has a profile"):
+        profile_figure(record, "b")
+    with pytest.raises(InputError, match="no case 'z'.*accepted: a, b"):
+        profile_figure(record, "z")

@@ -1,0 +1,133 @@
+"""What a GPU does during a call: kinds of kernels, time that none fills, and the targets that the records answer."""
+
+import pytest
+import torch
+
+from minigated.bench import suite_generate, suite_lm, suite_moe, suite_retention, suite_vit
+from minigated.bench.profile import IDLE, OTHER, busy, kind_of, look, summary
+from minigated.bench.targets import TARGETS, Target, of, ratio, reached, shares, tally, targets_table, where
+
+
+# ----------------------------------------------------------------------------------------- kernels by name
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTT", "matrix products"),
+        ("void cutlass::device_kernel<at::cuda::detail::enable_3x_kernel<GroupProblemShape>>", "matrix products"),
+        ("void gemv2T_kernel_val<int, int, __nv_bfloat16>", "matrix products"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<cutlass::bfloat16_t>", "attention"),
+        ("triton_poi_fused__scaled_dot_product_flash_attention_backward_3", "compiled"),
+        ("triton_red_fused_convolution_add_2", "compiled"),
+        ("_attend", "our kernels"),
+        ("_convolve", "our kernels"),
+        ("void conv2d_grouped_direct_kernel<c10::BFloat16>", "convolution"),
+        ("sm80_xmma_wgrad_implicit_gemm_indexed_bf16f32", "convolution"),
+        ("void at::native::multi_tensor_apply_kernel<TensorListMetadata, FusedAdamMathFunctor>", "optimizer"),
+        ("Memset (Device)", "copies and casts"),
+        ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>", "copies and casts"),
+        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<c10::BFloat16>>", OTHER),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>", OTHER),
+    ],
+)  # fmt: skip
+def test_a_kernel_is_known_by_its_name(kernel, kind):
+    assert kind_of(kernel) == kind
+
+
+def test_overlapping_kernels_are_busy_once():
+    assert busy([(5.0, 7.0), (0.0, 4.0), (1.0, 2.0), (3.0, 5.0)]) == 7.0
+    assert busy([]) == 0.0
+
+
+def test_a_summary_is_of_the_last_call():
+    first = [("_add", 0.0, 50.0), ("_add", 60.0, 110.0)]
+    last = [("_add", 1000.0, 1400.0), ("copy", 1200.0, 1600.0), ("_add", 1900.0, 2000.0)]
+    found = summary([*last, *first, ("early", -9.0, -8.0)], calls=2)
+    assert found["kernels"] == 3 and found["longest"] == [["_add", 0.5, 2], ["copy", 0.4, 1]]
+    assert found["kinds"] == pytest.approx({"our kernels": 0.5 * 7 / 9, "copies and casts": 0.4 * 7 / 9, IDLE: 0.3})
+    assert sum(found["kinds"].values()) == pytest.approx(1.0)  # milliseconds from the first start to the last end
+    assert summary([]) is None
+
+
+def test_a_long_call_is_not_looked_at():
+    assert look(lambda: pytest.fail("it ran"), seconds=2.0) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_look_finds_the_product_and_the_sum():
+    a = torch.randn(2048, 2048, device="cuda", dtype=torch.bfloat16)
+    found = look(lambda: (a @ a).sum(), seconds=1e-3)
+    assert found["kinds"]["matrix products"] > found["kinds"][OTHER] > 0
+    assert 2 <= found["kernels"] <= 5
+
+
+# ----------------------------------------------------------------------------------------- targets
+def record(**rows):
+    """A record of one case "c": rows with these extras."""
+    made = [{"extra": {"case": "c", "contender": name.replace("_", " "), **extra}} for name, extra in rows.items()]
+    return {"id": "ch09_bench_x", "rows": made}
+
+
+PROFILE = {"kinds": {"matrix products": 6.0, "copies and casts": 3.9, "compiled": 0.1, IDLE: 50.0}}
+
+
+def test_shares_fill_a_call():
+    assert shares({"profile": PROFILE, "median_ms": 20.0}) == pytest.approx(
+        {"matrix products": 0.3, "copies and casts": 0.195, "compiled": 0.005, IDLE: 0.5}
+    )
+    slow = shares({"profile": PROFILE, "median_ms": 8.0})  # the call that was looked at was slower than the others
+    assert slow == pytest.approx({"matrix products": 0.6, "copies and casts": 0.39, "compiled": 0.01, IDLE: 0.0})
+
+
+def test_a_target_is_reached_or_says_what_stands_in_the_way():
+    ours = {"per_second": 6.0, "median_ms": 20.0, "profile": PROFILE}
+    theirs = [{"per_second": speed, "profile": None} for speed in (4.0, 5.0)]
+    found = {"x": record(ours=ours, theirs_a=theirs[0], theirs_b=theirs[1])}
+    at_least = Target("speed", "x", "c", "ours", 1.25, ratio("ours", "theirs"))
+    assert reached(at_least, found) == (pytest.approx(1.2), False)
+    assert where(at_least, found) == f"{IDLE} 50%, matrix products 30%, copies and casts 20%"
+    at_most = Target("speed", "x", "c", "ours", 1.25, ratio("ours", "theirs"), least=False)
+    assert reached(at_most, found) == (pytest.approx(1.2), True)
+    assert reached(Target("speed", "x", "c", "gone", 1.0, of("gone", "per_second")), found) is None
+    assert reached(Target("speed", "x", "elsewhere", "ours", 1.0, ratio("ours", "theirs")), found) is None
+    assert where(Target("speed", "x", "c", "theirs a", 1.0, ratio("ours", "theirs")), found) == "no profile"
+
+
+def test_a_record_of_a_cpu_answers_no_target():
+    found = {"x": record(ours={"per_second": 6.0}) | {"id": "ch09_bench_x_cpu"}}
+    assert reached(Target("speed", "x", "c", "ours", 1.0, of("ours", "per_second")), found) is None
+
+
+def test_the_table_has_every_target_or_says_that_it_is_open(monkeypatch):
+    assert all(target.what in targets_table({}) for target in TARGETS) and "| target" not in targets_table({})
+    fast = Target("fast", "x", "c", "ours", 1.0, of("ours", "per_second"))
+    slow = Target("slow", "x", "c", "ours", 9.0, of("ours", "per_second"), least=False)
+    gone = Target("gone", "x", "c", "else", 9.0, of("else", "per_second"))
+    monkeypatch.setattr("minigated.bench.targets.TARGETS", [fast, slow, gone])
+    found = record(ours={"per_second": 10.0, "median_ms": 20.0, "profile": PROFILE})
+    lines = targets_table({"x": found}).replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert lines[2:4] == [
+        "| fast | ≥ 1.00 | 10.00 | reached |",
+        "| slow | ≤ 9.00 | 10.00 | missed; a call is waiting 50%, matrix products 30%, copies and casts 20% |",
+    ]
+    assert lines[-1] == "Not recorded on a GPU yet: gone."
+    assert tally(found) == "1 of 2 targets reached" and tally(found | {"id": "ch09_bench_x_cpu"}) == ""
+
+
+def test_every_target_asks_for_rows_that_a_suite_has():
+    """Names are written twice; a renamed row would leave its target open for ever."""
+    modules = {"lm": suite_lm, "moe": suite_moe, "generate": suite_generate, "retention": suite_retention}
+    modules["vit"] = suite_vit
+    cuda, there = torch.device("cuda"), {}
+    for suite, module in modules.items():
+        rows = [
+            {"extra": {"case": case.name, "contender": row.name, "per_second": 1.0, "median_ms": 1.0, "flop_share": 0.5,
+                       "byte_share": 0.5, "against_weights": 1.0, "profile": PROFILE}}
+            for case in module.cases("gpu", cuda) for row in case.rows
+        ]  # fmt: skip
+        there[suite] = {"id": f"ch09_bench_{suite}", "rows": rows}
+    for target in TARGETS:
+        assert reached(target, there) is not None, target.what
+        assert where(target, there) != "no profile", target.what
+
