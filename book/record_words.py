@@ -155,8 +155,9 @@ SPEED = {
     "against_first": Column("first = 1", "times as fast as the first row of its table", lambda n: f"{n:.2f}"),
     "flop_share": Column("of matrix rate", "share of the measured rate of matrix products", "{:.0%}".format),
     "byte_share": Column("of copy", "share of the measured copy bandwidth", "{:.0%}".format),
-    "against_weights": Column("weights = 1", "time over that of reading the weights once a token", "{:.2f}".format),
+    "against_weights": Column("weights = 1", "a token after the first over reading the weights", "{:.2f}".format),
     "peak_mib": Column("peak, MiB", "memory of the call at its highest", "{:,.0f}".format),
+    "ready_seconds": Column("ready, s", "to build, compile and check; less with a warm cache", "{:.0f}".format),
 }
 LEARNED = {
     "parameters": Column("parameters, M", form=lambda n: f"{n / 1e6:.2f}"),

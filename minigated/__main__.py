@@ -173,6 +173,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--only", action="append", default=[], metavar="WORDS", help="rows whose name holds these; may be repeated"
     )
     sub.add_argument("--seconds", type=float, default=None, help="start no case of a suite after this long")
+    sub.add_argument(
+        "--workers", type=int, default=None, metavar="N", help="compile all rows first, in N processes; for a GPU"
+    )
     sub.add_argument("--seeds", type=int, default=None, metavar="N", help="samples of each row")
     sub.add_argument("--device", default="auto", help=SHARED["device"])
     sub.add_argument("--out", default=None, help="folder of the records and their logs")

@@ -38,3 +38,15 @@ def recorded(
         return made
 
     return replay
+
+
+class Later:
+    """A step that is recorded at its first call, after the check: recording a training step moves its weights."""
+
+    def __init__(self, step: Callable[[], object], device: torch.device):
+        self.step, self.device, self.replay = step, device, None
+
+    def __call__(self) -> object:
+        if self.replay is None:
+            self.replay = recorded(self.step, self.device)
+        return self.replay()

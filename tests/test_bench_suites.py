@@ -81,7 +81,7 @@ def test_a_suite_checks_times_and_records(suite, tiny, capsys):
     for row in record["rows"]:
         extra = row["extra"]
         assert len(row["values"]) == 2 and extra["quartiles_ms"][0] <= extra["median_ms"] <= extra["quartiles_ms"][1]
-        assert extra["first_seconds"] > 0 and extra["per_second"] > 0
+        assert extra["ready_seconds"] > 0 and extra["per_second"] > 0
         if extra["flops"] and extra["bytes"]:
             assert extra["intensity"] == extra["flops"] / extra["bytes"]
             assert extra["flop_share"] == pytest.approx(extra["flop_rate"] / 1e11)
@@ -105,7 +105,7 @@ def test_cores_of_vision_run_eager_and_compiled(tiny):
     assert "retention window 4 training: pointwise, compiled" in found
     assert {"swat window 4 training: matmul, eager", "swat window 4 training: pointwise, eager"} <= set(found)
     compiled = next(row for row in record["rows"] if row["name"].endswith("compiled"))["extra"]
-    assert compiled["first_seconds"] > 0 and compiled["facts"]["form"] == "pointwise"
+    assert compiled["ready_seconds"] > 0 and compiled["facts"]["form"] == "pointwise"
 
 
 # ---------------------------------------------------------------------------------------------- wrong, absent

@@ -100,3 +100,9 @@ def test_code_hash_follows_code_and_not_comments(tmp_path):
     assert first != of("def f(x):\n    return x + 2\n")
     assert first != of("def f(x, y=None):\n    return x + 1\n")
     assert of("x = 'a'\n") != of("x = 'b'\n")
+
+
+def test_a_copy_without_its_history_is_told_its_commit(record, monkeypatch):
+    checkout = records.commit()
+    monkeypatch.setenv("MINIGATED_COMMIT", "f" * 40)
+    assert records.commit() == "f" * 40 != checkout

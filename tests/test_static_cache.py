@@ -13,7 +13,7 @@ from minigated.errors import InputError
 from minigated.fused_step import unserved
 from minigated.generate import generate
 from minigated.moe import choose_form, experts_batched
-from minigated.static_cache import StaticCache, StepCache, decode, likeliest
+from minigated.static_cache import SHORT, StaticCache, StepCache, decode, likeliest
 from minigated.variants import VARIANTS
 
 DENSE = [name for name, row in VARIANTS.items() if row.dense]
@@ -293,6 +293,20 @@ def test_a_step_before_any_text_starts_at_the_first_place():
     for way in ("eager", "compiled"):
         logits = StaticCache(model, 2, way=way).step(torch.tensor([3, 4]))
         torch.testing.assert_close(logits, model(torch.tensor([[3], [4]]))[:, -1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, SHORT, SHORT + 1])
+def test_a_short_prompt_goes_through_the_recorded_step(length, monkeypatch):
+    model, tokens = tiny(), prompts(length)
+    cache = StaticCache(model, 2, way="eager")
+    cache.recorded, steps = True, []  # as after a recording, which a CPU does not make
+    monkeypatch.setattr(cache, "advance", lambda: steps.append(1) or cache._advance())
+    for _ in range(2):  # the second text finds what the first left
+        torch.testing.assert_close(cache.start(tokens), model(tokens)[:, -1], rtol=1e-4, atol=1e-5)
+    assert len(steps) == (2 * length if length <= SHORT else 0)
+    assert cache.position.item() == length and cache.caches[0].length == length
+    follows = torch.cat([tokens, cache.tokens[:, None]], 1)
+    torch.testing.assert_close(cache.step(), model(follows)[:, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_another_model_and_a_full_cache_are_refused():

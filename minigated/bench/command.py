@@ -2,8 +2,9 @@
 
 import torch
 
+from minigated.bench.ahead import compile_ahead
 from minigated.bench.runner import SUITES, run_suite
-from minigated.errors import one_of
+from minigated.errors import InputError, one_of
 
 
 def bench_command(args) -> int:
@@ -17,6 +18,11 @@ def bench_command(args) -> int:
         one_of("suite", name, SUITES)
     scale = args.scale or ("gpu" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
     words = tuple(args.only) or None
+    if args.workers is not None:
+        if args.workers < 1:
+            raise InputError(f"workers {args.workers}; accepted: 1 or more")
+        failed = compile_ahead(list(dict.fromkeys(named)), scale, args.device, words, args.workers)
+        print(f"compiled ahead{f'; {failed} jobs failed and are left to their turn' if failed else ''}")
     options = {"seeds": args.seeds, "device": args.device, "out": args.out, "resume": args.resume}
     options["seconds"] = args.seconds
     bad = 0

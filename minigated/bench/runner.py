@@ -156,9 +156,10 @@ def record_row(result: dict, first: dict, ceilings: dict[str, float]) -> dict:
 
     Extras: `median_ms`, `quartiles_ms`, `per_second` (items), `against_first` (times as fast as the case's first row),
     `flop_rate`, `byte_rate` and their shares of the measured ceilings, `intensity` (operations a byte),
-    `first_seconds`, `held_mib`, `peak_mib`, `state`, `error`, `facts`, `profile` (of a GPU); of decoding
-    `before_ms`, how long the prompt and the first token take, `token_ms`, each one after it, `weights_ms`, reading the
-    weights alone at the measured copy bandwidth, and `against_weights`, token over weights.
+    `ready_seconds` (built, compiled, checked; less where a cache holds the kernels), `held_mib`, `peak_mib`, `state`,
+    `error`, `facts`, `profile` (of a GPU); of decoding `before_ms`, how long the prompt and the first token take,
+    `token_ms`, each one after it, `weights_ms`, reading the weights alone at the measured copy bandwidth, and
+    `against_weights`, token over weights.
     """
     median, flops, moved = result["median"], result["flops"], result["bytes"]
     mebibytes = lambda n: None if n is None else n / 2**20
@@ -173,7 +174,8 @@ def record_row(result: dict, first: dict, ceilings: dict[str, float]) -> dict:
         flops=flops, bytes=moved, intensity=flops / moved if flops and moved else None,
         flop_rate=flops and flops / median, flop_share=flops and flops / median / ceilings[result["dtype"]],
         byte_rate=moved and moved / median, byte_share=moved and moved / median / ceilings["copy"],
-        first_seconds=result["first_seconds"], held_mib=mebibytes(result["held_bytes"]),
-        peak_mib=mebibytes(result["peak_bytes"]), facts=result["facts"], profile=result["profile"],
+        ready_seconds=result["prepare_seconds"] + result["first_seconds"],
+        held_mib=mebibytes(result["held_bytes"]), peak_mib=mebibytes(result["peak_bytes"]),
+        facts=result["facts"], profile=result["profile"],
         before_ms=result["before_seconds"] and 1e3 * result["before_seconds"], **report.weights(result, ceilings),
     )  # fmt: skip

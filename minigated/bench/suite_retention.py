@@ -2,7 +2,8 @@
 
 Each form gets the projected q, k, v of a map, rotates, does both passes and, with `training`, goes back. Forms are
 those that `minigated.decay_passes` and `minigated.swat` list, so a new one is timed as soon as it has a name there;
-"kernel" is what "auto" takes on a GPU, both passes in one kernel, and absent where that kernel cannot run.
+"kernel" is what "auto" takes on a GPU, both passes in one kernel, and absent where that kernel cannot run. "Recorded"
+is a call as one CUDA graph, as inside a recorded training step: without the host's time.
 """
 
 from functools import partial
@@ -13,6 +14,7 @@ from minigated import decay_passes, kernels, swat
 from minigated.bench.formulas import two_passes
 from minigated.bench.rows import Absent, Case, Prepared, Row
 from minigated.bench.runner import run_suite
+from minigated.cuda_graph import Later
 from minigated.decay import rmt_log_decay
 from minigated.retention import WindowTableBuilder, decomposed, decomposed_reference
 from minigated.swat_tables import SwatTableBuilder
@@ -20,7 +22,7 @@ from minigated.swat_tables import SwatTableBuilder
 CLAIM = "one fused kernel for both passes of a window is limited by copying alone; separate matrix products are not"
 FILES = [
     *("decay_passes.py", "retention.py", "swat.py", "swat_tables.py", "windows.py", "bench/suite_retention.py"),
-    *("kernels/__init__.py", "kernels/windowed_triton.py"),
+    *("kernels/__init__.py", "kernels/windowed_triton.py", "cuda_graph.py"),
 ]
 # images, side of the map, channels, heads. 32 channels a head; on a GPU q, k, v are far larger than its cache.
 SIZES = {"cpu": (8, 16, 64, 2), "gpu": (64, 56, 128, 4)}
@@ -29,6 +31,12 @@ WINDOWS = {
     "gpu": {"retention": (4, 7, 8), "swat": (4, 7, 8)},
 }
 KERNEL = {"kernel": "auto"}  # on a GPU "auto" is the kernel wherever `require_kernel` is content
+WAYS = {  # of each form; a compiler leaves the kernel as it is
+    "matmul": ("eager", "compiled"),
+    "pointwise": ("eager", "compiled", "compiled and recorded"),
+    "kernel": ("eager", "recorded"),
+}
+WAYS_CPU = {"matmul": ("eager",), "pointwise": ("eager", "compiled"), "kernel": ("eager",)}
 CHECKED = 2  # images that are compared with the reference
 
 
@@ -78,8 +86,8 @@ def require_kernel(x: torch.Tensor, window: int) -> None:
         raise Absent(f"{reason}, not {window} x {window} and {x.shape[-1]}")
 
 
-def prepare(mixer, form, compiled, sizes, window, shifted, training, device, dtype) -> Prepared:
-    """A form of a core, ready to run."""
+def prepare(mixer, form, way, sizes, window, shifted, training, device, dtype) -> Prepared:
+    """A form of a core, ready to run; `way` is one of `WAYS`."""
     batch, side, channels, heads = sizes
     core, reference, _ = CORES[mixer]
     generator = torch.Generator().manual_seed(0)
@@ -90,7 +98,7 @@ def prepare(mixer, form, compiled, sizes, window, shifted, training, device, dty
         require_kernel(qkv[..., 2, :, :], window)
     tables = make_tables(mixer, side, heads, channels // heads, window, shifted, device)
     run = partial(core, form)
-    if compiled:
+    if "compiled" in way:
         run = torch.compile(run, dynamic=False)
 
     def step():
@@ -101,6 +109,9 @@ def prepare(mixer, form, compiled, sizes, window, shifted, training, device, dty
         (gradient,) = torch.autograd.grad(y, qkv, grown)
         return y, gradient
 
+    if "recorded" in way:
+        step = Later(step, device)
+
     def check():
         got = [x[:CHECKED] for x in step() if x is not None]
         wide = qkv[:CHECKED].detach().double().requires_grad_(training)
@@ -109,27 +120,23 @@ def prepare(mixer, form, compiled, sizes, window, shifted, training, device, dty
         expected = [y, *torch.autograd.grad(y, wide, grown[:CHECKED].double())] if training else [y]
         return got, expected
 
-    return Prepared(step, check, {"window": window, "shifted": shifted, "compiled": compiled, "form": form})
+    facts = {"window": window, "shifted": shifted, "way": way, "form": form}
+    return Prepared(step, check, facts, counted="recorded" not in way)
 
 
 def case(mixer: str, window: int, sizes, training: bool, device, dtype, shifted=False) -> Case:
-    """All forms of a core at a window, eager and compiled.
-
-    A compiler leaves the kernel as it is, so that has one row; on a CPU it is absent, and matrices are not compiled.
-    """
+    """All forms of a core at a window. On a CPU nothing is recorded and of those only the pointwise form compiled."""
     batch, side, channels, _ = sizes
     cost = two_passes(batch, side, side, channels, window, dtype.itemsize, training)
     names = [*(form for form in CORES[mixer][2] if form != "auto"), "kernel"]
-    forms = [(form, compiled) for form in names for compiled in (False, True)]
-    left_out = [("kernel", True), *([("matmul", True)] if device.type != "cuda" else [])]
-    forms = [pair for pair in forms if pair not in left_out]
+    ways = WAYS if device.type == "cuda" else WAYS_CPU
     rows = [
         Row(
-            f"{form}, {'compiled' if compiled else 'eager'}",
-            partial(prepare, mixer, form, compiled, sizes, window, shifted, training, device, dtype),
+            f"{form}, {way}",
+            partial(prepare, mixer, form, way, sizes, window, shifted, training, device, dtype),
             flops=cost.flops, bytes=cost.bytes, items=batch,
         )
-        for form, compiled in forms
+        for form in names for way in ways[form]
     ]  # fmt: skip
     kind = "training" if training else "inference"
     return Case(f"{mixer} window {window}{' shifted' if shifted else ''} {kind}", rows, "maps", dtype)

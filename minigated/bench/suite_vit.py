@@ -17,7 +17,7 @@ from minigated.bench.peers import equal_swin, named, swin
 from minigated.bench.rows import Absent, Case, Prepared, Row
 from minigated.bench.runner import run_suite
 from minigated.cost import count_flops
-from minigated.cuda_graph import recorded
+from minigated.cuda_graph import Later, recorded
 from minigated.device import autocast, choose_precision
 from minigated.variants import parameters
 from minigated.vit import ViTConfig
@@ -59,18 +59,6 @@ def make_ours(config: ViTConfig, device: torch.device) -> torch.nn.Module:
     """A backbone with the same weights every time."""
     torch.manual_seed(0)
     return build_vit(config, device)
-
-
-class Later:
-    """A step that is recorded at its first call, after the check: recording a training step moves its weights."""
-
-    def __init__(self, step, device: torch.device):
-        self.step, self.device, self.replay = step, device, None
-
-    def __call__(self):
-        if self.replay is None:
-            self.replay = recorded(self.step, self.device)
-        return self.replay()
 
 
 def prepare(make, way: str, training: bool, batch: int, pixels: int, device, checked: bool, facts) -> Prepared:

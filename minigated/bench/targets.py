@@ -86,7 +86,7 @@ def _vision() -> list[Target]:
     for mixer in ("retention", "swat"):
         for window in (4, 7, 8):
             case, name = f"{mixer} window {window} training", f"{mixer} core, window {window}"
-            row = "kernel, eager"
+            row = "kernel, recorded"
             made.append(Target(f"{name}, times as fast as eager", "retention", case, row, 5.0,
                                lambda rows: speed(rows, "", "matmul, eager")))  # fmt: skip
             share = lambda rows: max(extra["byte_share"] for extra in rows.values())

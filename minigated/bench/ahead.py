@@ -1,0 +1,64 @@
+"""Compiles a suite's rows in several processes at once, so that the rows, timed alone afterwards, find their kernels.
+
+Compiling is most of a suite's time on a GPU and keeps one processor core busy a row. What a compiler made lies in its
+cache on disk. A row that fails here, e.g. because the others left no memory, is compiled when its turn comes.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib import import_module
+
+from tqdm import tqdm
+
+from minigated.bench.runner import choose_cases
+from minigated.device import choose_device
+
+MARKS = ("compiled", "static cache")  # in the name of a row that a compiler takes long for
+TOGETHER = 2  # rows of one case in one process, which takes ten seconds to start
+
+
+def jobs(suites: Sequence[str], scale: str, device: str, only: tuple[str, ...] | None) -> list[tuple[str, list[str]]]:
+    """(suite, names of rows as `--only` takes them): all rows that compile, a few of one case at a time.
+
+    Cases come in turns, the first rows of each and then the next ones, because rows of one case are of one size and
+    large ones side by side would fill the memory.
+    """
+    found: list[list[tuple[str, list[str]]]] = []
+    chosen = choose_device("cuda" if scale == "gpu" and device == "auto" else device)
+    for suite in suites:
+        for case in choose_cases(import_module(f"minigated.bench.suite_{suite}").cases(scale, chosen), only):
+            names = [f"{case.name}: {row.name}" for row in case.rows if any(mark in row.name for mark in MARKS)]
+            found.append([(suite, names[i : i + TOGETHER]) for i in range(0, len(names), TOGETHER)])
+    return [parts[i] for i in range(max(map(len, found), default=0)) for parts in found if i < len(parts)]
+
+
+def compile_ahead(suites: Sequence[str], scale: str, device: str, only, workers: int) -> int:
+    """Runs every job with a single sample a row, `workers` at once; how many of them failed."""
+    plan, failed = jobs(suites, scale, device, only), 0
+    share = str(max(1, (os.cpu_count() or 1) // workers))
+    settings = os.environ | {"OMP_NUM_THREADS": share, "TORCHINDUCTOR_COMPILE_THREADS": share}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
+        running: list[subprocess.Popen] = []
+
+        def run(number: int, suite: str, names: list[str]) -> bool:
+            words = [part for name in names for part in ("--only", name)]
+            out = ["--seeds", "1", "--out", f"{folder}/{number}", "--device", device]
+            command = [sys.executable, "-m", "minigated", "bench", suite, "--scale", scale, *out, *words]
+            process = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            running.append(process)
+            return process.wait() == 0
+
+        waiting = [pool.submit(run, i, *job) for i, job in enumerate(plan)]
+        try:
+            for done in tqdm(as_completed(waiting), total=len(plan), desc=f"compiling, {workers} at once", unit="job"):
+                failed += not done.result()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.kill()
+            raise
+    return failed

@@ -1,0 +1,64 @@
+"""Compiling rows ahead of their turn: which rows, in which order, and what becomes of a job that fails."""
+
+import pytest
+import torch
+
+from minigated.__main__ import main
+from minigated.bench import ahead, suite_lm
+from minigated.bench.ahead import TOGETHER, compile_ahead, jobs
+
+
+@pytest.fixture
+def gpu_sizes(monkeypatch):
+    """The plan of a GPU on any machine; nothing of it runs here."""
+    monkeypatch.setattr(ahead, "choose_device", lambda name: torch.device("cuda"))
+
+
+def test_every_compiled_row_has_a_job_and_cases_take_turns(gpu_sizes):
+    plan = jobs(["lm"], "gpu", "auto", None)
+    cases = {case.name: [row.name for row in case.rows] for case in suite_lm.cases("gpu", torch.device("cuda"))}
+    named = [name for _, names in plan for name in names]
+    wanted = {f"{case}: {row}" for case, rows in cases.items() for row in rows if "compiled" in row}
+    assert set(named) == wanted and len(named) == len(wanted)
+    assert all(suite == "lm" and 0 < len(names) <= TOGETHER for suite, names in plan)
+    assert [names[0].split(":")[0] for _, names in plan[: len(cases)]] == list(cases)  # no two of a size side by side
+
+
+def test_words_choose_among_the_jobs(gpu_sizes):
+    plan = jobs(["lm", "generate"], "gpu", "auto", ("350 M: minigated",))
+    assert {suite for suite, _ in plan} == {"lm", "generate"}
+    assert all("350 M: minigated" in name and "eager" not in name for _, names in plan for name in names)
+
+
+class Process:
+    """Stands for a process; the first of all fails."""
+
+    started: list = []
+
+    def __init__(self, command, env, **_):
+        self.started.append((command, env))
+        self.failed = len(self.started) == 1
+
+    def wait(self):
+        return int(self.failed)
+
+
+def test_each_job_is_a_run_of_its_own_with_one_sample(gpu_sizes, monkeypatch):
+    monkeypatch.setattr(Process, "started", [])
+    monkeypatch.setattr(ahead.subprocess, "Popen", Process)
+    plan = jobs(["lm"], "gpu", "cuda", None)
+    assert compile_ahead(["lm"], "gpu", "cuda", None, workers=3) == 1  # and the others ran
+    asked = []
+    for command, env in Process.started:
+        assert command[1:5] == ["-m", "minigated", "bench", "lm"]
+        assert command[command.index("--seeds") + 1] == "1" and command[command.index("--device") + 1] == "cuda"
+        asked.append([word for flag, word in zip(command, command[1:]) if flag == "--only"])
+        assert int(env["TORCHINDUCTOR_COMPILE_THREADS"]) >= 1
+    assert sorted(asked) == sorted(names for _, names in plan)
+    folders = [command[command.index("--out") + 1] for command, _ in Process.started]
+    assert len(set(folders)) == len(plan)  # logs that do not meet
+
+
+def test_no_worker_is_refused(capsys):
+    assert main(["bench", "lm", "--workers", "0"]) == 2
+    assert "workers 0; accepted: 1 or more" in capsys.readouterr().err
