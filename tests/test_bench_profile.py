@@ -91,7 +91,7 @@ def test_a_target_is_reached_or_says_what_stands_in_the_way():
     assert reached(at_most, found) == (pytest.approx(1.2), True)
     assert reached(Target("speed", "x", "c", "gone", 1.0, of("gone", "per_second")), found) is None
     assert reached(Target("speed", "x", "elsewhere", "ours", 1.0, ratio("ours", "theirs")), found) is None
-    assert where(Target("speed", "x", "c", "theirs a", 1.0, ratio("ours", "theirs")), found) == "no profile"
+    assert where(Target("speed", "x", "c", "theirs a", 1.0, ratio("ours", "theirs")), found) == ""
 
 
 def test_a_record_of_a_cpu_answers_no_target():
@@ -100,7 +100,8 @@ def test_a_record_of_a_cpu_answers_no_target():
 
 
 def test_the_table_has_every_target_or_says_that_it_is_open(monkeypatch):
-    assert all(target.what in targets_table({}) for target in TARGETS) and "| target" not in targets_table({})
+    said = f"Not recorded on a GPU yet: lm, moe, generate, retention, vit; targets left open: {len(TARGETS)}."
+    assert targets_table({}) == said
     fast = Target("fast", "x", "c", "ours", 1.0, of("ours", "per_second"))
     slow = Target("slow", "x", "c", "ours", 9.0, of("ours", "per_second"), least=False)
     gone = Target("gone", "x", "c", "else", 9.0, of("else", "per_second"))
@@ -111,7 +112,7 @@ def test_the_table_has_every_target_or_says_that_it_is_open(monkeypatch):
         "| fast | ≥ 1.00 | 10.00 | reached |",
         "| slow | ≤ 9.00 | 10.00 | missed; a call is waiting 50%, matrix products 30%, copies and casts 20% |",
     ]
-    assert lines[-1] == "Not recorded on a GPU yet: gone."
+    assert lines[-1] == "Not recorded on a GPU yet: x; targets left open: 1."
     assert tally(found) == "1 of 2 targets reached" and tally(found | {"id": "ch09_bench_x_cpu"}) == ""
 
 
@@ -129,5 +130,5 @@ def test_every_target_asks_for_rows_that_a_suite_has():
         there[suite] = {"id": f"ch09_bench_{suite}", "rows": rows}
     for target in TARGETS:
         assert reached(target, there) is not None, target.what
-        assert where(target, there) != "no profile", target.what
+        assert where(target, there), target.what
 
