@@ -41,7 +41,7 @@ def recorded(
 
 
 class Later:
-    """A step that is recorded at its first call, after the check: recording a training step moves its weights."""
+    """A step recorded at its first call, which runs it `WARM` times first: a training step moves its weights then."""
 
     def __init__(self, step: Callable[[], object], device: torch.device):
         self.step, self.device, self.replay = step, device, None

@@ -2,7 +2,7 @@
 
 The compiled step keeps the module's order of operations, many small kernels that wait for each other. Here each
 layer is: norm and all projections; attention with everything around it; W_O and its sum; norm, gate and up; down and
-its sum. The numbers are those of `minigated.static_cache.decode`.
+its sum. The numbers are those of `minigated.static_cache.decode`, up to the order of sums.
 """
 
 import torch
@@ -32,12 +32,12 @@ def unserved(model: LanguageModel, batch: int) -> str | None:
         return "knows no mixture of experts"
     if _gate(get_variant(config.variant)) is None:
         return f"does not know variant {config.variant!r}; accepted: no gate, g1_elementwise or g1_headwise"
-    if order.index("norm") > order.index("rope"):
+    if config.qk_norm and order.index("norm") > order.index("rope"):
         return f"norms queries and keys before the rotation; qk_order is {order!r}"
     if not all(parameter.is_contiguous() for parameter in model.parameters()):
         return "wants weights that lie in one piece each"
     if not kernels.usable(weight):
-        return f"runs on a GPU with Triton, in float32, bfloat16 or float16, not on {weight.device} in {weight.dtype}"
+        return f"needs Triton, a GPU and float32, bfloat16 or float16; the model is on {weight.device}, {weight.dtype}"
     return None
 
 

@@ -201,13 +201,13 @@ class StaticCache:
         """Compiles and records the step, once; the first `start` does so unless it was done before."""
         if self.ready:
             return
-        self.ready = True
         if self.device.type == "cuda":
             self.advance, self.recorded = recorded(self._advance, self.device, before=self.position.zero_), True
         else:
             self.advance()
         self.tokens.zero_()
         self.position.zero_()
+        self.ready = True
 
     def _advance(self) -> Tensor:
         """What a step does on the device, and what a CUDA graph records of it; the logits, [B, V]."""

@@ -1,11 +1,17 @@
 """Compiling rows ahead of their turn: which rows, in which order, and what becomes of a job that fails."""
 
+import subprocess
+import sys
+import time
+from importlib import import_module
+
 import pytest
 import torch
 
 from minigated.__main__ import main
 from minigated.bench import ahead, suite_lm
 from minigated.bench.ahead import TOGETHER, compile_ahead, jobs
+from minigated.bench.runner import choose_cases
 
 
 @pytest.fixture
@@ -24,10 +30,37 @@ def test_every_compiled_row_has_a_job_and_cases_take_turns(gpu_sizes):
     assert [names[0].split(":")[0] for _, names in plan[: len(cases)]] == list(cases)  # no two of a size side by side
 
 
+def test_no_row_is_compiled_twice(gpu_sizes):
+    """`--only` takes the beginning of a name for the name: "compiled" is also "compiled and recorded"."""
+    for suite in ("retention", "vit"):
+        plan = jobs([suite], "gpu", "auto", None)
+        cases = import_module(f"minigated.bench.suite_{suite}").cases("gpu", torch.device("cuda"))
+        ran = [f"{c.name}: {r.name}" for _, names in plan for c in choose_cases(cases, tuple(names)) for r in c.rows]
+        assert sorted(ran) == sorted(set(ran)) and all("compiled" in name for name in ran)
+        assert set(ran) == {f"{c.name}: {r.name}" for c in cases for r in c.rows if "compiled" in r.name}
+
+
 def test_words_choose_among_the_jobs(gpu_sizes):
     plan = jobs(["lm", "generate"], "gpu", "auto", ("350 M: minigated",))
     assert {suite for suite, _ in plan} == {"lm", "generate"}
     assert all("350 M: minigated" in name and "eager" not in name for _, names in plan for name in names)
+
+
+def test_an_error_leaves_no_process_behind(gpu_sizes, monkeypatch):
+    """The second start fails; the first process, which would run for a minute, is stopped."""
+    popen, started, turns = subprocess.Popen, [], iter(range(99))
+
+    def start(command, **_):
+        if next(turns):
+            raise OSError("no more processes")
+        started.append(popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return started[0]
+
+    monkeypatch.setattr(ahead.subprocess, "Popen", start)
+    begun = time.perf_counter()
+    with pytest.raises(OSError, match="no more processes"):
+        compile_ahead(["lm"], "gpu", "cuda", None, workers=1 + 1)
+    assert started[0].wait(5) != 0 and time.perf_counter() - begun < 20
 
 
 class Process:

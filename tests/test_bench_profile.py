@@ -5,7 +5,7 @@ import torch
 
 from minigated.bench import suite_generate, suite_lm, suite_moe, suite_retention, suite_vit
 from minigated.bench.profile import IDLE, OTHER, busy, kind_of, look, summary
-from minigated.bench.targets import TARGETS, Target, of, ratio, reached, shares, tally, targets_table, where
+from minigated.bench.targets import TARGETS, Target, reached, shares, tally, targets_table, where
 
 
 # ----------------------------------------------------------------------------------------- kernels by name
@@ -44,9 +44,8 @@ def test_a_summary_is_of_the_last_call():
     last = [("_add", 1000.0, 1400.0), ("copy", 1200.0, 1600.0), ("_add", 1900.0, 2000.0)]
     found = summary([*last, *first, ("early", -9.0, -8.0)], calls=2)
     assert found["kernels"] == 3 and found["longest"] == [["_add", 0.5, 2], ["copy", 0.4, 1]]
-    assert found["kinds"] == pytest.approx({"our kernels": 0.5 * 7 / 9, "copies and casts": 0.4 * 7 / 9, IDLE: 0.3})
-    assert sum(found["kinds"].values()) == pytest.approx(1.0)  # milliseconds from the first start to the last end
-    assert summary([]) is None
+    assert found["kinds"] == pytest.approx({"our kernels": 0.5 * 7 / 9, "copies and casts": 0.4 * 7 / 9})
+    assert summary([]) is None and summary(first, calls=3) is None
 
 
 def test_a_long_call_is_not_looked_at():
@@ -63,13 +62,17 @@ def test_a_look_finds_the_product_and_the_sum():
 
 
 # ----------------------------------------------------------------------------------------- targets
-def record(**rows):
-    """A record of one case "c": rows with these extras."""
-    made = [{"extra": {"case": "c", "contender": name.replace("_", " "), **extra}} for name, extra in rows.items()]
-    return {"id": "ch09_bench_x", "rows": made}
+PROFILE = {"kinds": {"matrix products": 6.0, "copies and casts": 3.9, "compiled": 0.1}}
 
 
-PROFILE = {"kinds": {"matrix products": 6.0, "copies and casts": 3.9, "compiled": 0.1, IDLE: 50.0}}
+def row(name: str, speed: float, **more) -> dict:
+    """A timed row of case "c"."""
+    extra = {"case": "c", "contender": name, "per_second": speed, "median_ms": 20.0, "profile": None, **more}
+    return {"extra": extra}
+
+
+def record(*rows: dict) -> dict:
+    return {"id": "ch09_bench_x", "rows": list(rows)}
 
 
 def test_shares_fill_a_call():
@@ -78,41 +81,45 @@ def test_shares_fill_a_call():
     )
     slow = shares({"profile": PROFILE, "median_ms": 8.0})  # the call that was looked at was slower than the others
     assert slow == pytest.approx({"matrix products": 0.6, "copies and casts": 0.39, "compiled": 0.01, IDLE: 0.0})
+    assert slow[IDLE] == 0.0
 
 
-def test_a_target_is_reached_or_says_what_stands_in_the_way():
-    ours = {"per_second": 6.0, "median_ms": 20.0, "profile": PROFILE}
-    theirs = [{"per_second": speed, "profile": None} for speed in (4.0, 5.0)]
-    found = {"x": record(ours=ours, theirs_a=theirs[0], theirs_b=theirs[1])}
-    at_least = Target("speed", "x", "c", "ours", 1.25, ratio("ours", "theirs"))
-    assert reached(at_least, found) == (pytest.approx(1.2), False)
-    assert where(at_least, found) == f"{IDLE} 50%, matrix products 30%, copies and casts 20%"
-    at_most = Target("speed", "x", "c", "ours", 1.25, ratio("ours", "theirs"), least=False)
-    assert reached(at_most, found) == (pytest.approx(1.2), True)
-    assert reached(Target("speed", "x", "c", "gone", 1.0, of("gone", "per_second")), found) is None
-    assert reached(Target("speed", "x", "elsewhere", "ours", 1.0, ratio("ours", "theirs")), found) is None
-    assert where(Target("speed", "x", "c", "theirs a", 1.0, ratio("ours", "theirs")), found) == ""
+def test_a_target_compares_the_fastest_rows_and_needs_all_peers():
+    found = {"x": record(row("ours a", 6.0), row("ours b", 3.0), row("theirs a", 4.0), row("theirs b", 5.0))}
+    both = ("theirs a", "theirs b")
+    assert reached(Target("t", "x", "c", "ours", 1.25, both), found) == (pytest.approx(1.2), False)
+    assert reached(Target("t", "x", "c", "ours", 1.25, both, least=False), found) == (pytest.approx(1.2), True)
+    assert reached(Target("t", "x", "c", "ours b", 1.25, both[:1]), found) == (pytest.approx(0.75), False)
+    longer = Target("t", "x", "c", "ours b", 0.3, both[:1], extra=True, least=False)
+    assert reached(longer, found) == (pytest.approx(1 / 3), False)
+    assert reached(Target("t", "x", "c", "ours", 7.0, key="per_second"), found) == (6.0, False)
+    assert reached(Target("t", "x", "c", "ours", 1.0, (*both, "theirs c")), found) is None  # would be too easy
+    assert reached(Target("t", "x", "c", "gone", 1.0, both), found) is None
+    assert reached(Target("t", "x", "elsewhere", "ours", 1.0, both), found) is None
+    assert reached(Target("t", "x", "c", "ours", 1.0, both), {"x": found["x"] | {"id": "ch09_bench_x_cpu"}}) is None
 
 
-def test_a_record_of_a_cpu_answers_no_target():
-    found = {"x": record(ours={"per_second": 6.0}) | {"id": "ch09_bench_x_cpu"}}
-    assert reached(Target("speed", "x", "c", "ours", 1.0, of("ours", "per_second")), found) is None
+def test_what_stands_in_the_way_is_of_the_row_that_was_measured():
+    found = {"x": record(row("ours a", 6.0, profile=PROFILE), row("ours b", 3.0, profile={"kinds": {"compiled": 9.0}}))}
+    missed = Target("t", "x", "c", "ours", 9.0, key="per_second")
+    assert where(missed, found) == f"ours a: {IDLE} 50%, matrix products 30%, copies and casts 20%"
+    found["x"]["rows"].append(row("ours c", 7.0))
+    assert where(missed, found) == ""  # and not the profile of a slower row
 
 
 def test_the_table_has_every_target_or_says_that_it_is_open(monkeypatch):
-    said = f"Not recorded on a GPU yet: lm, moe, generate, retention, vit; targets left open: {len(TARGETS)}."
+    said = f"Not measured on a GPU yet: {len(TARGETS)} targets, suites lm, moe, generate, retention, vit."
     assert targets_table({}) == said
-    fast = Target("fast", "x", "c", "ours", 1.0, of("ours", "per_second"))
-    slow = Target("slow", "x", "c", "ours", 9.0, of("ours", "per_second"), least=False)
-    gone = Target("gone", "x", "c", "else", 9.0, of("else", "per_second"))
-    monkeypatch.setattr("minigated.bench.targets.TARGETS", [fast, slow, gone])
-    found = record(ours={"per_second": 10.0, "median_ms": 20.0, "profile": PROFILE})
+    fast = Target("fast", "x", "c", "ours", 1.0, key="per_second")
+    slow = Target("slow", "x", "c", "ours", 9.0, key="per_second", least=False)
+    monkeypatch.setattr("minigated.bench.targets.TARGETS", [fast, slow, Target("gone", "x", "c", "else", 9.0, key="k")])
+    found = record(row("ours", 10.0, profile=PROFILE))
     lines = targets_table({"x": found}).replace("\N{NO-BREAK SPACE}", " ").splitlines()
     assert lines[2:4] == [
         "| fast | ≥ 1.00 | 10.00 | reached |",
-        "| slow | ≤ 9.00 | 10.00 | missed; a call is waiting 50%, matrix products 30%, copies and casts 20% |",
+        "| slow | ≤ 9.00 | 10.00 | missed; ours: waiting 50%, matrix products 30%, copies and casts 20% |",
     ]
-    assert lines[-1] == "Not recorded on a GPU yet: x; targets left open: 1."
+    assert lines[-1] == "Not measured on a GPU yet: 1 targets, suites x."
     assert tally(found) == "1 of 2 targets reached" and tally(found | {"id": "ch09_bench_x_cpu"}) == ""
 
 
@@ -120,15 +127,12 @@ def test_every_target_asks_for_rows_that_a_suite_has():
     """Names are written twice; a renamed row would leave its target open for ever."""
     modules = {"lm": suite_lm, "moe": suite_moe, "generate": suite_generate, "retention": suite_retention}
     modules["vit"] = suite_vit
-    cuda, there = torch.device("cuda"), {}
+    there = {}
     for suite, module in modules.items():
-        rows = [
-            {"extra": {"case": case.name, "contender": row.name, "per_second": 1.0, "median_ms": 1.0, "flop_share": 0.5,
-                       "byte_share": 0.5, "against_weights": 1.0, "profile": PROFILE}}
-            for case in module.cases("gpu", cuda) for row in case.rows
-        ]  # fmt: skip
+        named = [(case.name, one.name) for case in module.cases("gpu", torch.device("cuda")) for one in case.rows]
+        numbers = {"flop_share": 0.5, "byte_share": 0.5, "against_weights": 1.0, "profile": PROFILE}
+        rows = [row(name, 1.0 + i, **numbers | {"case": case}) for i, (case, name) in enumerate(named)]
         there[suite] = {"id": f"ch09_bench_{suite}", "rows": rows}
     for target in TARGETS:
         assert reached(target, there) is not None, target.what
-        assert where(target, there), target.what
-
+        assert where(target, there).startswith(target.ours), target.what

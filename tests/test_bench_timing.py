@@ -89,7 +89,7 @@ def test_difference_is_relative_and_infinite_where_nothing_can_be_compared():
     assert difference([x * 1.01], [x]) == pytest.approx(0.01, rel=1e-4)
     assert difference([1000 * x * 1.01, x], [1000 * x, x]) == pytest.approx(0.01, rel=1e-4)  # the worst of them
     assert difference([x], [x.view(2, 2)]) == float("inf") and difference([x], [x, x]) == float("inf")
-    assert difference([x * float("nan")], [x]) == float("inf")
+    assert difference([x * float("nan")], [x]) == difference([x], [x * float("nan")]) == float("inf")
     assert difference([x], [torch.zeros(4)]) == pytest.approx(2.0)
 
 
@@ -123,6 +123,22 @@ def test_a_wrong_row_is_reported_and_never_timed(got):
 def test_bfloat16_rounding_is_accepted_and_a_bug_is_not():
     assert rows_of(FakeTimer(), torch.ones(8) * 1.01, torch.bfloat16)[1]["state"] == "equal"
     assert rows_of(FakeTimer(), torch.ones(8) * 1.03, torch.bfloat16)[1]["state"] == "wrong"
+
+
+@pytest.mark.parametrize("after", [4, 7])  # all rows once more, or a sample
+def test_a_row_that_fails_late_fails_its_case_and_no_other(after):
+    timer, left = FakeTimer(), iter(range(after))
+
+    def step():
+        if next(left, None) is None:
+            raise RuntimeError("no memory")
+        timer.pass_("late", 1.0)()
+
+    rows = [Row("fine", lambda: Prepared(timer.pass_("fine", 1.0))), Row("late", lambda: Prepared(step))]
+    found = measure_case(Case("case", rows), timer, samples=5)
+    assert [(one["state"], one["reason"], one["times"]) for one in found] == [
+        ("failed", "RuntimeError: no memory", [])
+    ] * 2
 
 
 def test_absent_and_broken_rows_are_listed_beside_those_that_run():

@@ -257,14 +257,13 @@ def test_impossible_caches_are_refused(options, said):
         ("clip_100", 1, {}, "variant 'clip_100'"),
         ("none", 1, {"experts": 4, "top_k": 2}, "knows no mixture of experts"),
         ("none", 1, {"qk_order": ("gate", "rope", "norm")}, "norms queries and keys before the rotation"),
+        ("none", 1, {"qk_order": ("gate", "rope", "norm"), "qk_norm": False}, None),
     ],
 )
 def test_the_fused_step_says_what_it_does_not_serve_and_is_not_taken_there(variant, batch, options, why, monkeypatch):
     model = tiny(variant, **options)
     assert StaticCache(model, batch).way == "compiled"
-    with pytest.raises(
-        InputError, match="on a GPU with Triton, .* not on cpu in torch.float32" if why is None else why
-    ):
+    with pytest.raises(InputError, match="needs Triton, a GPU .* is on cpu, torch.float32" if why is None else why):
         StaticCache(model, batch, way="fused")
     monkeypatch.setattr(kernels, "usable", lambda weight: True)
     assert (unserved(model, batch) is None) == (why is None)
@@ -350,15 +349,36 @@ def test_the_fused_step_equals_the_eager_one_on_a_gpu(variant, dtype, options, n
     if number >= torch.cuda.device_count():
         pytest.skip("needs a second CUDA device")
     place = torch.device("cuda", number)  # not the current one: `number` 1 finds kernels that start on another device
-    model, tokens = tiny(variant, context=200, **options).to(place, dtype), prompts(150, batch=1).to(place)
+    model = tiny(variant, context=200, vocabulary=2500, **options).to(place, dtype)
+    tokens = torch.randint(2500, (1, 150), generator=torch.Generator().manual_seed(0)).to(place)
     logits = []
     for way in ("eager", "fused"):
-        cache = StaticCache(model, 1, way=way)
-        for _ in range(2):  # the second text only replays
-            found = [cache.start(tokens[:, :4]).clone()] + [cache.step(tokens[:, i]).clone() for i in range(4, 150)]
+        cache, found = StaticCache(model, 1, way=way), []
+        for length in (4, SHORT + 4):  # a prompt through the recorded step; one that the model reads, then a replay
+            found.append(cache.start(tokens[:, :length]).clone())
+            for i in range(length, 150):
+                found.append(cache.step(tokens[:, i]).clone())
+                assert torch.equal(cache.tokens, likeliest(found[-1]))
         logits.append(torch.stack(found).double())
     error = (logits[0] - logits[1]).norm() / logits[0].norm()
     assert error < {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_kernels_that_start_early_change_no_bit(monkeypatch):
+    from minigated.kernels import decode_triton
+
+    sizes = {"width": 1024, "heads": 8, "kv_heads": 4, "head_width": 128, "ffn_width": 3072, "layers": 6}
+    sizes |= {"context": 600}
+    model = tiny("g1_elementwise", vocabulary=20_000, **sizes).to("cuda", torch.bfloat16)
+    tokens, logits = torch.randint(20_000, (1, 500), generator=torch.Generator().manual_seed(0)).cuda(), []
+    for early in (True, False):
+        monkeypatch.setattr(decode_triton, "EARLY", early)
+        cache = StaticCache(model, 1, way="fused")
+        cache.start(tokens)
+        logits.append(torch.stack([cache.step().clone() for _ in range(99)]))
+    assert torch.equal(*logits)
 
 
 # ------------------------------------------------------------------------------------ the command

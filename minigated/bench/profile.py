@@ -21,7 +21,7 @@ KINDS = (  # kind -> its kernels' names; the first that fits counts
     ("optimizer", r"adam"),
     ("copies and casts", r"^mem(cpy|set)|copy"),
 )
-IDLE = "waiting"
+IDLE = "waiting"  # what is left of a call's time, see `minigated.bench.targets.shares`
 
 
 def kind_of(kernel: str) -> str:
@@ -39,15 +39,15 @@ def busy(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def look(step: Callable[[], object], seconds: float) -> dict | None:
-    """Runs a step of a CUDA device once under the profiler.
+    """What the last of some calls of a step on a CUDA device does, seen by the profiler.
 
     Args:
         seconds: what a call takes.
 
     Returns:
-        `kinds`, milliseconds by kind, `IDLE` those between the first kernel and the last without one; `kernels`, how
-        many ran; `longest`, the five names that took longest as [name, milliseconds, runs]. None if a call takes longer
-        than `LONGEST` or nothing was seen.
+        `kinds`, milliseconds by kind, together the time in which a kernel ran; `kernels`, how many ran; `longest`, the
+        five names that took longest as [name, milliseconds, runs]. None if a call takes longer than `LONGEST` or
+        nothing was seen.
     """
     if seconds > LONGEST:
         return None
@@ -64,7 +64,7 @@ def look(step: Callable[[], object], seconds: float) -> dict | None:
 
 def summary(kernels: list[tuple[str, float, float]], calls: int = 1) -> dict | None:
     """What `look` returns, of the kernels (name, start, end), in microseconds, of so many calls: the last one's."""
-    if not kernels:
+    if len(kernels) < calls:
         return None
     kernels = sorted(kernels, key=lambda kernel: kernel[1])[-(len(kernels) // calls) :]  # all calls run equally many
     kinds, names, runs = Counter(), Counter(), Counter()
@@ -75,6 +75,5 @@ def summary(kernels: list[tuple[str, float, float]], calls: int = 1) -> dict | N
     covered = busy((start, end) for _, start, end in kernels)
     shrunk = covered / sum(kinds.values())  # of kernels that overlap each gets its share
     found = {kind: kinds[kind] * shrunk / 1e3 for kind in [*dict(KINDS), OTHER] if kinds[kind]}
-    found[IDLE] = (max(end for _, _, end in kernels) - kernels[0][1] - covered) / 1e3
     longest = [[name[:80], round(took / 1e3, 4), runs[name]] for name, took in names.most_common(5)]
     return {"kinds": found, "kernels": len(kernels), "longest": longest}

@@ -4,6 +4,7 @@ A row's output is compared with the reference form's before anything is timed. O
 and never timed: how fast a wrong answer comes is of no interest.
 """
 
+import contextlib
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class Prepared:
     Attributes:
         step: one call of the work.
         check: returns (what this row computes, what the reference form computes), tensors in the same order; it runs
-            before the first step. None for the reference itself, or for a peer that is another function.
+            before the first sample. None for the reference itself, or for a peer that is another function.
         flops: of one call, where the row did not know them before the model was built.
         tolerance: of `difference`; `TOLERANCE` of the case's dtype by default.
         facts: what is worth keeping beside the time, JSON-able, e.g. the number of parameters.
@@ -86,7 +87,7 @@ def difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         return float("inf")
     worst = 0.0
     for a, b in zip(got, expected):
-        if a.shape != b.shape or not bool(a.isfinite().all()):
+        if a.shape != b.shape or not bool((a.isfinite() & b.isfinite()).all()):
             return float("inf")
         a, b = a.detach().double(), b.detach().double()
         size = b.norm().item()
@@ -114,15 +115,21 @@ def measure_case(
             steps[row.name], estimates[row.name] = step, result["call_seconds"]
         if shown is not None:
             shown(row.name)
-    for step in steps.values():  # once more, now that all rows share the memory: its pool grows here, not in a sample
-        step()
-    times = interleave(steps, estimates, timer, samples, seconds)
+    times = {}
+    try:
+        for step in steps.values():  # once more, now that all share the memory: its pool grows here, not in a sample
+            step()
+        times = interleave(steps, estimates, timer, samples, seconds)
+    except Exception as error:  # memory that one row alone had, for one; the next case goes on
+        for result in results:
+            result |= _failure(error) if result["row"] in steps else {}
     for result in results:
         if result["row"] in times:
             lower, median, upper = spread(times[result["row"]])
             result |= {"times": times[result["row"]], "median": median, "quartiles": [lower, upper]}
             if timer.device.type == "cuda":
-                result["profile"] = look(steps[result["row"]], median)
+                with contextlib.suppress(Exception):  # the times are there, whatever a profiler says
+                    result["profile"] = look(steps[result["row"]], median)
     steps.clear()
     _forget(timer.device)
     return results
@@ -132,9 +139,9 @@ def untimed(case: Case, row: Row) -> dict:
     """What is known of a row before anything runs.
 
     The keys of a result: case, row, unit, dtype, state, reason (why it is not timed), error (see `difference`), flops,
-    bytes, weight_bytes, items, first_seconds (of the first call, where a compiler works), call_seconds,
-    before_seconds, held_bytes, peak_bytes, times, facts, profile (see `minigated.bench.profile.look`); and of a timed
-    row prepare_seconds, median and quartiles.
+    bytes, weight_bytes, items, first_seconds (of the first call after the check), call_seconds, before_seconds,
+    held_bytes, peak_bytes, times, facts, profile (see `minigated.bench.profile.look`); and of a timed row
+    prepare_seconds (until it was built and checked, in which most compile), median and quartiles.
     """
     return {
         "case": case.name, "row": row.name, "unit": case.unit, "dtype": str(case.dtype).removeprefix("torch."),
@@ -166,13 +173,18 @@ def _start(case: Case, row: Row, timer: Timer) -> tuple[dict, Callable | None]:
     except Absent as reason:
         return result | {"state": "absent", "reason": str(reason)}, None
     except Exception as error:  # whatever a peer or a compiler raises must not take the other rows with it
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
-        error.__traceback__ = None  # it would keep the row's tensors alive
         _forget(timer.device)
-        return result | {"state": "failed", "reason": reason}, None
+        return result | _failure(error), None
     result |= {"held_bytes": memory.held, "peak_bytes": memory.peak, "facts": prepared.facts}
     result["flops"] = row.flops if prepared.flops is None else prepared.flops
     return result, prepared.step
+
+
+def _failure(error: Exception) -> dict:
+    """State and reason of a row that raised; the error forgets where, which would keep the row's tensors alive."""
+    error.__traceback__ = None
+    said = str(error).strip()
+    return {"state": "failed", "reason": f"{type(error).__name__}: {said.splitlines()[0] if said else ''}"[:200]}
 
 
 def _forget(device: torch.device) -> None:

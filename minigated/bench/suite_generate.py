@@ -39,7 +39,7 @@ SIZES = {  # name -> config, new tokens
         "1.7 B": (LM_SIZES["1.7B-28L"], 64),
     },
 }
-KINDS = {"static": "static cache", "dynamic": "growing cache"}  # transformers' caches
+PEER_CACHES = {"static": "static cache", "dynamic": "growing cache"}
 
 
 def dtype_on(device: torch.device) -> torch.dtype:
@@ -146,7 +146,7 @@ def case(name: str, config: LMConfig, new_tokens: int, device) -> Case:
     ]
     ways = WAYS if device.type != "cuda" else WAYS[1:]  # eager launches as many kernels as a growing cache
     rows += [Row(f"minigated, static cache, {way}", partial(static, way), **work) for way in ways]
-    for cache, words in KINDS.items():
+    for cache, words in PEER_CACHES.items():
         rows.append(
             Row(f"transformers generate, {words}", partial(prepare_peer, config, cache, new_tokens, device), **work)
         )

@@ -1,9 +1,9 @@
 """What the fast path set out to reach, and what the records of a GPU say, target by target.
 
-A target whose rows no record holds yet is left open. One that was missed is shown with where its time goes.
+A target whose rows no record holds is left open. One that was missed is shown with what a call spends its time on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minigated.bench.profile import IDLE
@@ -13,72 +13,54 @@ Records = Mapping[str, dict]  # suite -> its record
 
 @dataclass(frozen=True)
 class Target:
-    """A number to reach.
+    """A number to reach, of the fastest of our rows in a case.
 
     Attributes:
-        what: a sentence's beginning. suite, case: where it is measured. row: the beginning of the names of
-            rows whose fastest has the profile that explains a miss.
-        aim: the number. least: whether the measured one must be at least that, or at most.
-        measure: of the case's rows (name -> extra), the measured number. shown: format of both.
+        what: a line's beginning. suite, case: where it is measured. ours: how the names of our rows begin.
+        aim: the number. least: whether the measured one must be at least that, or at most. shown: format of both.
+        theirs: rows that ours is compared with; the number is our speed over that of their fastest, and needs them all.
+        extra: then the number is our time over theirs, less 1.
+        key: without `theirs`, what of our row's `extra` the number is.
     """
 
     what: str
     suite: str
     case: str
-    row: str
+    ours: str
     aim: float
-    measure: Callable[[Mapping[str, dict]], float]
+    theirs: tuple[str, ...] = ()
+    key: str = ""
+    extra: bool = False
     least: bool = True
     shown: str = "{:.2f}"
 
 
-def speed(rows: Mapping[str, dict], ours: str, theirs: str) -> float:
-    """The fastest row of ours over the fastest of theirs; a row counts whose name begins with the word."""
-    best = lambda word: max(extra["per_second"] for name, extra in rows.items() if name.startswith(word))
-    return best(ours) / best(theirs)
-
-
-def ratio(ours: str, theirs: str) -> Callable[[Mapping[str, dict]], float]:
-    """`speed` of these two."""
-    return lambda rows: speed(rows, ours, theirs)
-
-
-def of(row: str, key: str) -> Callable[[Mapping[str, dict]], float]:
-    """One number of one row."""
-    return lambda rows: rows[row][key]
-
-
-def _gates() -> list[Target]:
-    made = []
-    for width in (1024, 2048):
-        for gate, aim in (("elementwise", 0.02), ("headwise", 0.02 if width == 1024 else 0.01)):
-            row, plain = f"minigated, gate {gate}, compiled", "minigated, gate none, compiled"
-            cost = lambda rows, row=row, plain=plain: rows[row]["median_ms"] / rows[plain]["median_ms"] - 1
-            case, what = f"gates, width {width}, 2048 tokens", f"{gate} gate at width {width:,}, a step's extra time"
-            made.append(Target(what, "lm", case, row, aim, cost, least=False, shown="{:.1%}"))
-    return made
-
-
 def _language() -> list[Target]:
-    made, row = [], "minigated, gate none, compiled"
+    made, plain = [], "minigated, gate none, compiled"
+    for width, gate, aim in ((1024, "elementwise", 0.02), (1024, "headwise", 0.02), (2048, "elementwise", 0.02),
+                             (2048, "headwise", 0.01)):  # fmt: skip
+        what, case = f"{gate} gate at width {width:,}, extra time of a step", f"gates, width {width}, 2048 tokens"
+        ours, way = f"minigated, gate {gate}, compiled", {"extra": True, "least": False, "shown": "{:.1%}"}
+        made.append(Target(what, "lm", case, ours, aim, (plain,), **way))
     for size, share in (("110 M", 0.45), ("350 M", 0.50)):
-        case = f"training, {size}"
+        case, peer = f"training, {size}", "transformers Qwen3, compiled"
         what = f"{size} model, share of the matrix rate"
-        made.append(Target(what, "lm", case, row, share, of(row, "flop_share"), shown="{:.0%}"))
-        what = f"{size} model, times as fast as transformers' Qwen3, compiled"
-        made.append(Target(what, "lm", case, row, 1.3, ratio(row, "transformers Qwen3, compiled")))
+        made.append(Target(what, "lm", case, plain, share, key="flop_share", shown="{:.0%}"))
+        made.append(Target(f"{size} model, times as fast as {peer}", "lm", case, plain, 1.3, (peer,)))
+    forms = ("(eager), eager", "(grouped_mm), eager", "(grouped_mm), compiled")
+    peers = tuple(f"transformers Qwen3-MoE {form}" for form in forms)
     for experts in (16, 64):
-        case, row = f"model, {experts} experts, training", "minigated, experts, compiled"
+        case, ours, dense = f"model, {experts} experts, training", "minigated, experts", "minigated, dense"
         what = f"{experts} experts, speed over that of a dense model with as many active operations"
-        made.append(Target(what, "moe", case, row, 0.6, ratio("minigated, experts", "minigated, dense")))
+        made.append(Target(what, "moe", case, ours, 0.6, (f"{dense}, same active operations, compiled",)))
         what = f"{experts} experts, times as fast as transformers' Qwen3-MoE in its fastest form"
-        made.append(Target(what, "moe", case, row, 1.0, ratio("minigated, experts", "transformers")))
+        made.append(Target(what, "moe", case, ours, 1.0, peers))
     for size, aim in (("350 M", 2.5), ("1.7 B", 1.5)):
-        case, row = f"decoding, {size}", "minigated, static cache, fused"
+        case, ours = f"decoding, {size}", "minigated, static cache, fused"
         what = f"decoding {size}, a token's time over reading the weights"
-        made.append(Target(what, "generate", case, row, aim, of(row, "against_weights"), least=False))
+        made.append(Target(what, "generate", case, ours, aim, key="against_weights", least=False))
         what = f"decoding {size}, times as fast as transformers' compiled static cache"
-        made.append(Target(what, "generate", case, row, 1.0, ratio(row, "transformers generate, static")))
+        made.append(Target(what, "generate", case, ours, 1.0, ("transformers generate, static cache",)))
     return made
 
 
@@ -87,74 +69,77 @@ def _vision() -> list[Target]:
     for mixer in ("retention", "swat"):
         for window in (4, 7, 8):
             case, name = f"{mixer} window {window} training", f"{mixer} core, window {window}"
-            row = "kernel"
-            made.append(Target(f"{name}, times as fast as eager", "retention", case, row, 5.0,
-                               lambda rows: speed(rows, "", "matmul, eager")))  # fmt: skip
-            share = lambda rows: max(extra["byte_share"] for extra in rows.values())
-            made.append(Target(f"{name}, share of the copy bandwidth", "retention", case, row, 0.6, share,
-                               shown="{:.0%}"))  # fmt: skip
+            what = f"{name}, times as fast as matrices, eager"
+            made.append(Target(what, "retention", case, "", 5.0, ("matmul, eager",)))
+            what = f"{name}, share of the copy bandwidth"
+            made.append(Target(what, "retention", case, "", 0.6, key="byte_share", shown="{:.0%}"))
+    swin, ours = "timm Swin, equal parameters", "minigated retention"
     for case in ("32 px, small, training", "224 px, small, training", "224 px, paper, training"):
-        what = f"backbone, {case.removesuffix(', training')}, times as fast as timm's Swin compiled"
-        row, peer = "minigated retention, recorded", "timm Swin, equal parameters, compiled"
-        made.append(Target(what, "vit", case, row, 1.0,
-                           lambda rows, peer=peer: best_of(rows) / rows[peer]["per_second"]))  # fmt: skip
+        name = f"backbone, {case.removesuffix(', training')}, times as fast as timm's Swin"
+        made.append(Target(f"{name}, compiled", "vit", case, ours, 1.0, (f"{swin}, compiled",)))
+        both = (f"{swin}, compiled", f"{swin}, compiled and recorded")
+        made.append(Target(f"{name}, recorded too", "vit", case, ours, 1.0, both))
     for mixer in ("retention", "swat"):
-        row = f"minigated {mixer}, recorded"
-        what = f"backbone, paper's size at 224 px, {mixer}, images/s"
-        made.append(Target(what, "vit", "224 px, paper, training", row, 1260, of(row, "per_second"), shown="{:,.0f}"))
+        case, what = "224 px, paper, training", f"backbone, 224 px, paper's size, {mixer}, images/s"
+        made.append(Target(what, "vit", case, f"minigated {mixer}", 1260, key="per_second", shown="{:,.0f}"))
     return made
 
 
-def best_of(rows: Mapping[str, dict]) -> float:
-    """Images a second of our fastest row with retention."""
-    return max(extra["per_second"] for name, extra in rows.items() if name.startswith("minigated retention"))
+TARGETS = [*_language(), *_vision()]
 
 
-TARGETS = [*_gates(), *_language(), *_vision()]
+def rows_of(target: Target, records: Records) -> dict[str, dict]:
+    """The timed rows of the target's case in a record of a GPU, name -> extra."""
+    record = records.get(target.suite)
+    if record is None or record["id"].endswith("_cpu"):
+        return {}
+    return {row["extra"]["contender"]: row["extra"] for row in record["rows"] if row["extra"]["case"] == target.case}
+
+
+def fastest(rows: Mapping[str, dict], start: str) -> dict | None:
+    """The fastest of the rows whose names begin so."""
+    found = [extra for name, extra in rows.items() if name.startswith(start)]
+    return max(found, key=lambda extra: extra["per_second"], default=None)
 
 
 def reached(target: Target, records: Records) -> tuple[float, bool] | None:
-    """The measured number and whether it is good enough; None where no record of a GPU holds the rows."""
-    record = records.get(target.suite)
-    if record is None or record["id"].endswith("_cpu"):
+    """The measured number and whether it is good enough; None where rows for it are missing."""
+    rows = rows_of(target, records)
+    ours, peers = fastest(rows, target.ours), [rows.get(name) for name in target.theirs]
+    if ours is None or None in peers:
         return None
-    rows = {row["extra"]["contender"]: row["extra"] for row in record["rows"] if row["extra"]["case"] == target.case}
-    try:
-        value = target.measure(rows)
-    except (KeyError, ValueError):  # a row that was not timed
-        return None
+    value = ours[target.key] if target.key else ours["per_second"] / max(peer["per_second"] for peer in peers)
+    value = 1 / value - 1 if target.extra else value
     return value, value >= target.aim if target.least else value <= target.aim
 
 
 def shares(extra: Mapping) -> dict[str, float]:
     """Parts of a row's time by kind of kernel, of its profile; `IDLE` is what no kernel fills, between calls too."""
-    kinds, median = extra["profile"]["kinds"], extra["median_ms"]
-    found = {kind: time / median for kind, time in kinds.items() if kind != IDLE}
+    found = {kind: time / extra["median_ms"] for kind, time in extra["profile"]["kinds"].items()}
     full = max(1.0, sum(found.values()))  # the call that was looked at may have been slower than the median
     found = {kind: share / full for kind, share in found.items()}
-    return found | {IDLE: 1 - sum(found.values())}
+    return found | {IDLE: max(0.0, round(1 - sum(found.values()), 6))}
 
 
 def where(target: Target, records: Records) -> str:
-    """ "matrix products 49 %, compiled 25 %, ...": the parts of the row's time, largest first, small ones left out."""
-    found = [row["extra"] for row in records[target.suite]["rows"] if row["extra"]["case"] == target.case]
-    seen = [extra for extra in found if extra["contender"].startswith(target.row) and extra["profile"]]
-    if not seen:
+    """ "matrix products 49%, compiled 25%, ...": parts of our row's time, largest first, below 3 % left out; or ""."""
+    ours = fastest(rows_of(target, records), target.ours)
+    if ours is None or not ours["profile"]:
         return ""
-    parts = sorted(shares(max(seen, key=lambda extra: extra["per_second"])).items(), key=lambda part: -part[1])
-    return ", ".join(f"{kind} {share:.0%}" for kind, share in parts if share >= 0.03)
+    parts = sorted(shares(ours).items(), key=lambda part: -part[1])
+    return f"{ours['contender']}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in parts if share >= 0.03)
 
 
 def tally(record: dict) -> str:
     """ "3 of 12 targets reached", of the targets that a suite's record answers; "" if it answers none."""
     suite = record["id"].removeprefix("ch09_bench_")
     found = [reached(target, {suite: record}) for target in TARGETS if target.suite == suite]
-    found = [good for one in found if one for good in one[1:]]
+    found = [one[1] for one in found if one]
     return f"{sum(found)} of {len(found)} targets reached" if found else ""
 
 
 def targets_table(records: Records) -> str:
-    """The targets as a Markdown table: aim, measured, reached or where the time goes; below it how many are open."""
+    """The targets as a Markdown table: aim, measured, reached or what a call is; below it how many are open."""
     lines, left = ["| target | aim | measured | |", "|---|---:|---:|---|"], []
     for target in TARGETS:
         found = reached(target, records)
@@ -163,8 +148,8 @@ def targets_table(records: Records) -> str:
             continue
         aim = ("≥\N{NO-BREAK SPACE}" if target.least else "≤\N{NO-BREAK SPACE}") + target.shown.format(target.aim)
         why = "" if found[1] else where(target, records)
-        said = "reached" if found[1] else f"missed; a call is {why}" if why else "missed"
+        said = "reached" if found[1] else f"missed; {why}" if why else "missed"
         lines.append(f"| {target.what} | {aim} | {target.shown.format(found[0])} | {said} |")
     table = ["\n".join(lines)] if len(lines) > 2 else []
-    open_ = [f"Not recorded on a GPU yet: {', '.join(dict.fromkeys(left))}; targets left open: {len(left)}."]
+    open_ = [f"Not measured on a GPU yet: {len(left)} targets, suites {', '.join(dict.fromkeys(left))}."]
     return "\n\n".join([*table, *(open_ if left else [])])

@@ -1,9 +1,10 @@
-"""One token of one sequence through a decoder layer as five Triton kernels (chapter 9).
+"""One token of one sequence: a decoder layer as five Triton kernels, one before all layers and one after (chapter 9).
 
 With a single token every product is a matrix times a vector: each weight is read once and used once, so reading the
 weights is what a step cannot be faster than. Small kernels that wait for each other are what it spends beyond that.
 So norms are worked out again by every program that needs them, sums are added where they are made, and between two
-products lies nothing but the attention itself. Roundings are those of the plain form: after every step of it.
+products lies nothing but the attention itself. Roundings are those of the plain form, after every step of it; sums run
+in another order.
 """
 
 import torch
@@ -11,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Of a product with few or with `MANY` weights: weights a program holds at once, its warps, programs on each processor
-# of the GPU. Found by trying, with models of 350 M and 1.7 B on an H200.
+# Of a product whose matrices have few or `MANY` weights (`gate_and_up`: one of its two): weights of a block of rows, at
+# least one row; warps of a program; programs on each processor of the GPU. A program holds this block and the next.
+# Found by trying, with models of 350 M and 1.7 B on an H200.
 SHAPES = {
     "project": {False: (8192, 4, 4), True: (16384, 8, 2)},
     "gate_and_up": {False: (2048, 2, 8), True: (4096, 4, 4)},
@@ -20,11 +22,11 @@ SHAPES = {
 }
 MANY = 1 << 22
 ATTEND_WARPS = 4
-COUNTS = ["rows", "rows_1", "rows_2", "rows_3", "rows_4", "blocks"]  # a 1 among them is no other program
+COUNTS = ["rows", "rows_1", "rows_2", "rows_3", "rows_4", "blocks"]  # of which a 1 shall be no kernel of its own
 EARLY = True  # start a kernel's programs before the one before it is done, where the GPU can
 TOKENS = 64  # of the cache that a program reads at once
 WORDS = 1024  # logits that a program compares
-PARTS = 64  # of the cache at most, each with a program for every head
+MOST_PARTS = 64  # of the cache, each with a program for every head
 
 
 @triton.jit
@@ -35,14 +37,17 @@ def _rounded(x, like):
 
 @triton.jit
 def _let_next(EARLY: tl.constexpr):
-    """The next kernel's programs may take their places. They read their weights, then wait as this one does."""
+    """The next kernel's programs may take their places. They read weights, or the cache, then wait as this one does."""
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def _wait_for_last(EARLY: tl.constexpr):
-    """Until the kernel before has written everything; no read or write of what another kernel writes may come first."""
+    """Until the kernel before has written everything. What another one of this step writes is not touched before.
+
+    `embed` keeps steps apart, so what a step before wrote may be read at once: the position, older tokens of the cache.
+    """
     if EARLY:
         tl.extra.cuda.gdc_wait()
 
@@ -100,7 +105,7 @@ def _project(
     for this in range(block, blocks, tl.num_programs(0)):
         ahead = this + tl.num_programs(0)
         weight, start_, rows_, row_ = _place(ahead, first, second, third, fourth, rows_1, rows_2, rows_3, rows_4, ROWS)
-        following = _read(weight, row_, tl.where(ahead < blocks, rows_, 0), width, channel)
+        following = _read(weight, row_, rows_, width, channel)
         tl.store(out + start + row, _product(tile, vector), row < rows)
         tile, start, rows, row = following, start_, rows_, row_
 
@@ -153,7 +158,7 @@ def _embed(table, tokens, arrived, out, width, heads, WIDTH: tl.constexpr, HEADS
 
 @triton.jit
 def _choose(
-    logits, tokens, position, peaks, places, arrived, words, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    logits, tokens, position, peaks, places, arrived, words, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
     """The first of the largest logits, -1 where that is not finite; the last part to arrive writes it and moves on."""
@@ -169,7 +174,7 @@ def _choose(
     tl.debug_barrier()
     if tl.atomic_add(arrived, 1, sem="acq_rel") == tl.num_programs(0) - 1:
         tl.store(arrived, 0)  # for the next step
-        each = tl.arange(0, PARTS)
+        each = tl.arange(0, BLOCKS)
         found = tl.load(peaks + each, each < tl.num_programs(0), -float("inf"), cache_modifier=".cg")
         place = tl.load(places + each, each < tl.num_programs(0), words, cache_modifier=".cg")
         largest = tl.max(found, 0)
@@ -242,8 +247,8 @@ def _attend(
         own = part == newest
         largest = tl.where(own, (tl.sum(q1 * k1, 0) + tl.sum(q2 * k2, 0)) * scale, -float("inf"))
         total, y1, y2 = own.to(tl.float32), tl.where(own, v1, 0.0), tl.where(own, v2, 0.0)
-        for first in range(start, end, TOKENS):
-            token = first + tl.arange(0, TOKENS)
+        for place in range(start, end, TOKENS):
+            token = place + tl.arange(0, TOKENS)
             scores = tl.sum(old1.to(tl.float32) * q1[None, :] + old2.to(tl.float32) * q2[None, :], 1)
             scores = tl.where(token < end, scores * scale, -float("inf"))
             larger = tl.maximum(largest, tl.max(scores, 0))
@@ -252,7 +257,7 @@ def _attend(
             y1 = y1 * shrink + tl.sum(share[:, None] * held1.to(tl.float32), 0)
             y2 = y2 * shrink + tl.sum(share[:, None] * held2.to(tl.float32), 0)
             largest = larger
-            old1, old2, held1, held2 = _held(keys, values, row, first + TOKENS, end, width, pair, TOKENS)
+            old1, old2, held1, held2 = _held(keys, values, row, place + TOKENS, end, width, pair, TOKENS)
         size = 2 * PAIRS + 2
         mine = partial + (head * PARTS + part) * size
         tl.store(mine + pair, y1)
@@ -271,12 +276,12 @@ def _attend(
             y2 = tl.load(at[:, None] + PAIRS + pair[None, :], there[:, None], 0.0, cache_modifier=".cg")
             y1 = _rounded(tl.sum(share[:, None] * y1, 0) / total, out)
             y2 = _rounded(tl.sum(share[:, None] * y2, 0) / total, out)
-            scores = qkv + (heads + 2 * groups) * width
+            logits = qkv + (heads + 2 * groups) * width
             if GATE == "headwise":
-                open_ = _rounded(tl.sigmoid(tl.load(scores + head).to(tl.float32)), out)
+                open_ = _rounded(tl.sigmoid(tl.load(logits + head).to(tl.float32)), out)
                 y1, y2 = y1 * open_, y2 * open_
             if GATE == "elementwise":
-                open1, open2 = _halves(scores + head * width, width, pair)
+                open1, open2 = _halves(logits + head * width, width, pair)
                 y1, y2 = y1 * _rounded(tl.sigmoid(open1), out), y2 * _rounded(tl.sigmoid(open2), out)
             tl.store(out + head * width + pair, y1, inside)
             tl.store(out + head * width + width // 2 + pair, y2, inside)
@@ -297,8 +302,9 @@ def _options(kernel: str, rows: list[int], width: int, like: Tensor) -> tuple[in
 
 
 def _launch(like: Tensor, warps: int) -> dict:
-    """Options of a launch. Programmatic dependent launch came with compute capability 9.0."""
-    early = EARLY and like.is_cuda and torch.cuda.get_device_capability(like.device) >= (9, 0)
+    """Options of a launch. Programmatic dependent launch needs compute capability 9.0 and a Triton that knows it."""
+    early = EARLY and like.is_cuda and torch.version.hip is None and hasattr(tl.extra.cuda, "gdc_wait")
+    early = early and torch.cuda.get_device_capability(like.device) >= (9, 0)
     return {"EARLY": early, "num_warps": warps, **({"launch_pdl": True} if early else {})}
 
 
@@ -310,7 +316,8 @@ def embed(table: Tensor, tokens: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     width = table.shape[1]
     x, arrived = table.new_empty(width), torch.empty(heads, dtype=torch.int32, device=table.device)
     sizes = {"WIDTH": triton.next_power_of_2(width), "HEADS": triton.next_power_of_2(heads)}
-    launch = _launch(table, 4) | {"launch_pdl": False} if table.is_cuda else {"EARLY": False}
+    launch = _launch(table, 4)
+    launch.pop("launch_pdl", None)
     _embed[(1,)](table, tokens, arrived, x, width, heads, **sizes, **launch)
     return x, arrived
 
@@ -325,7 +332,7 @@ def choose(logits: Tensor, tokens: Tensor, position: Tensor, arrived: Tensor) ->
     parts = triton.cdiv(words, WORDS)
     peaks = torch.empty(parts, dtype=torch.float32, device=logits.device)
     places = torch.empty(parts, dtype=torch.int32, device=logits.device)
-    sizes = {"BLOCK": WORDS, "PARTS": triton.next_power_of_2(parts)}
+    sizes = {"BLOCK": WORDS, "BLOCKS": triton.next_power_of_2(parts)}
     _choose[(parts,)](logits, tokens, position, peaks, places, arrived, words, **sizes, **_launch(logits, 4))
 
 
@@ -358,6 +365,8 @@ def attend(
 ) -> Tensor:  # fmt: skip
     """Attention of one token over the cache, which gets its key and value.
 
+    The position and the tokens before it have to be there before this step's `embed`.
+
     Args:
         qkv: queries [H, D], keys [K, D], values [K, D] and logits of the gate, [H, D] or [H] if any, as one flat row.
         keys, values: the cache, [1, K, capacity, D]. position: int64 [1], on the device.
@@ -370,7 +379,7 @@ def attend(
     """
     _, groups, capacity, width = keys.shape
     pairs, blocks = triton.next_power_of_2(width // 2), triton.cdiv(capacity, TOKENS)
-    span = TOKENS * triton.next_power_of_2(triton.cdiv(blocks, PARTS))
+    span = TOKENS * triton.next_power_of_2(triton.cdiv(blocks, MOST_PARTS))
     parts = triton.cdiv(capacity, span)
     sizes = {"PAIRS": pairs, "TOKENS": TOKENS, "SPAN": span, "PARTS": triton.next_power_of_2(parts)}
     out = qkv.new_empty(heads * width)
