@@ -115,7 +115,8 @@ def reached(target: Target, records: Records) -> tuple[float, bool] | None:
 
 def shares(extra: Mapping) -> dict[str, float]:
     """Parts of a row's time by kind of kernel, of its profile; `IDLE` is what no kernel fills, between calls too."""
-    found = {kind: time / extra["median_ms"] for kind, time in extra["profile"]["kinds"].items()}
+    kinds = {kind: time for kind, time in extra["profile"]["kinds"].items() if kind != IDLE}  # the first record has it
+    found = {kind: time / extra["median_ms"] for kind, time in kinds.items()}
     full = max(1.0, sum(found.values()))  # the call that was looked at may have been slower than the median
     found = {kind: share / full for kind, share in found.items()}
     return found | {IDLE: max(0.0, round(1 - sum(found.values()), 6))}
