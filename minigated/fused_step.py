@@ -42,9 +42,9 @@ def unserved(model: LanguageModel, batch: int) -> str | None:
 
 
 def _layer(
-    fused, block: Block, x: Tensor, tables: tuple, position: Tensor, held: tuple, gate: str, arrived: Tensor
+    fused, attend, block: Block, x: Tensor, tables: tuple, position: Tensor, held: tuple, gate: str, arrived: Tensor
 ) -> None:
-    """One block on one token, x [C] in place. `fused`: the module of the kernels."""
+    """One block on one token, x [C] in place. `fused`: the module of the kernels but `attend`."""
     layer, ffn, eps = block.attention, block.ffn, block.attention_norm.eps
     projections = [layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight]
     if gate != "plain":
@@ -53,7 +53,7 @@ def _layer(
     norms = (layer.q_norm.weight, layer.k_norm.weight) if normed else None
     qkv = fused.project(x, block.attention_norm.weight, eps, *projections)
     options = (norms, layer.q_norm.eps if normed else eps, layer.shape.heads, gate, arrived)
-    y = fused.attend(qkv, *held, position, *tables, *options)
+    y = attend(qkv, *held, position, *tables, *options)
     fused.add(x, y, layer.o_proj.weight)
     hidden = fused.gate_and_up(x, block.ffn_norm.weight, block.ffn_norm.eps, ffn.gate_proj.weight, ffn.up_proj.weight)
     fused.add(x, hidden, ffn.down_proj.weight)
@@ -68,12 +68,14 @@ def decode_fused(
     Args:
         move: then write the likeliest token that follows to `tokens`, and the place of it to `position`.
     """
-    from minigated.kernels import decode_triton as fused  # here, since a machine without Triton imports this module too
+    # here, since a machine without Triton imports this module too
+    from minigated.kernels import decode_triton as fused
+    from minigated.kernels.attend_triton import attend
 
     gate, tables = _gate(get_variant(model.config.variant)), (model.rotary.cos, model.rotary.sin)
     x, arrived = fused.embed(model.embedding.weight, tokens, model.blocks[0].attention.shape.heads)
     for block, cache in zip(model.blocks, held):
-        _layer(fused, block, x, tables, position, cache, gate, arrived)
+        _layer(fused, attend, block, x, tables, position, cache, gate, arrived)
     logits = fused.project(x, model.norm.weight, model.norm.eps, model.head.weight)[None]  # [1, V]
     if move:
         fused.choose(logits, tokens, position, arrived)

@@ -162,34 +162,9 @@ def record_roofline(record: dict):
     return roofline_figure(points, ceilings[dtype], ceilings["copy"])
 
 
-def bench_table(record: dict) -> str:
-    """A bench record as a Markdown table: time, speed, against the case's first row, shares of both limits.
-
-    Of decoding also the time over that of reading the weights; below it what was not timed, and why.
-    """
-    decoding = any(row["extra"].get("against_weights") for row in record["rows"])
-    heads = ["median, ms", "speed", "first = 1", "of matrix rate", "of copy", *["weights = 1"] * decoding]
-    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    share = lambda value: "–" if value is None else f"{value:.0%}"
-    for case, rows in cases_of(record).items():
-        lines.append(f"| **{case}** |" + " |" * len(heads))
-        for row in rows:
-            extra = row["extra"]
-            lines.append(
-                f"| {extra['contender']} | {extra['median_ms']:.3g} | {extra['per_second']:,.0f} {extra['unit']}/s "
-                f"| {extra['against_first']:.2f} | {share(extra['flop_share'])} | {share(extra['byte_share'])} |"
-                + (f" {extra['against_weights']:.2f} |" if decoding else "")
-            )
-    left = [f"{row['case']}, {row['row']} ({row['reason']})" for row in record["config"].get("not_timed", ())]
-    return "\n".join([*lines, *([f"\nNot timed: {'; '.join(left)}."] if left else [])])
-
-
 # ---------------------------------------------------------------------------------------------- profiles
-def profile_figure(record: dict, case: str, rows: Sequence[str] | None = None):
+def profile_figure(record: dict, case: str):
     """One case's rows as bars, each cut by what the GPU does in that time; `waiting` is time without a kernel.
-
-    Args:
-        rows: which, all that have a profile by default.
 
     Raises:
         InputError: a case that the record does not have, or none of its rows was looked at.
@@ -197,8 +172,7 @@ def profile_figure(record: dict, case: str, rows: Sequence[str] | None = None):
     cases = cases_of(record)
     if case not in cases:
         raise InputError(f"no case {case!r} in {record['id']}; accepted: {', '.join(cases)}")
-    extras = [row["extra"] for row in cases[case] if rows is None or row["extra"]["contender"] in rows]
-    seen = [extra for extra in extras if extra.get("profile")]
+    seen = [row["extra"] for row in cases[case] if row["extra"].get("profile")]
     if not seen:
         raise InputError(f"no row of {case!r} has a profile; those of a GPU have one")
     parts = [shares(extra) for extra in seen]

@@ -29,7 +29,7 @@ torch.library.wrap_triton = lambda kernel: kernel
 
 from minigated.decay import rmt_log_decay  # noqa: E402
 from minigated.fused_step import decode_fused  # noqa: E402
-from minigated.kernels import decode_triton, depthwise_triton, windowed_triton  # noqa: E402
+from minigated.kernels import attend_triton, decode_triton, depthwise_triton, windowed_triton  # noqa: E402
 from minigated.lm import build_lm  # noqa: E402
 from minigated.retention import WindowTableBuilder, decomposed  # noqa: E402
 from minigated.static_cache import decode, likeliest  # noqa: E402
@@ -136,7 +136,7 @@ def decoding(options: dict, dtype: torch.dtype, parts: int) -> None:
 
     Triton's interpreter cuts bfloat16 off where a GPU rounds, so the rounded dtype here is float16.
     """
-    decode_triton.MOST_PARTS = parts
+    attend_triton.MOST_PARTS = parts
     if parts == 2:  # then each program also goes through several blocks of rows
         decode_triton.SHAPES = {kernel: dict.fromkeys((False, True), (512, 4, 2)) for kernel in SHAPES}
     else:

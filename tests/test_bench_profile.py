@@ -1,8 +1,12 @@
 """What a GPU does during a call: kinds of kernels, time that none fills, and the targets that the records answer."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+from minigated import kernels
 from minigated.bench import suite_generate, suite_lm, suite_moe, suite_retention, suite_vit
 from minigated.bench.profile import IDLE, OTHER, busy, kind_of, look, summary
 from minigated.bench.targets import TARGETS, Target, reached, shares, tally, targets_table, where
@@ -32,6 +36,14 @@ from minigated.bench.targets import TARGETS, Target, reached, shares, tally, tar
 )  # fmt: skip
 def test_a_kernel_is_known_by_its_name(kernel, kind):
     assert kind_of(kernel) == kind
+
+
+def test_every_kernel_of_ours_is_known_as_ours():
+    """A renamed one would count as torch's own; the name of a launch is what a profiler sees."""
+    sources = [path.read_text() for path in Path(kernels.__file__).parent.glob("*_triton.py")]
+    launch = re.compile(r"^    (?:wrap_triton\()?(_\w+)\)?\[", re.MULTILINE)
+    launched = {name for text in sources for name in launch.findall(text)}
+    assert len(launched) == 10 and {kind_of(name) for name in launched} == {"our kernels"}, launched
 
 
 def test_overlapping_kernels_are_busy_once():

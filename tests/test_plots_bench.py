@@ -7,7 +7,6 @@ from minigated import records
 from minigated.errors import InputError
 from minigated.plots_bench import (
     bars_figure,
-    bench_table,
     limit_ms,
     profile_figure,
     record_bars,
@@ -89,22 +88,6 @@ def test_the_fastest_row_of_each_counted_case_is_on_the_roofline(record):
     assert "a: fast: 5 operations a byte, 0.25 TFLOP/s, 50% of the roof" in alt
 
 
-def test_the_table_has_a_line_a_row_and_names_what_is_not_counted(record):
-    lines = bench_table(record).splitlines()
-    assert len(lines) == 2 + 2 + 3
-    assert lines[4] == "| fast | 4 | 250 maps/s | 2.00 | 25% | 50% |"
-    assert lines[6].endswith("| 20% | – |")
-
-
-def test_the_table_of_decoding_names_what_was_not_timed_and_how_far_the_weights_are(record):
-    record["config"]["not_timed"] = [{"case": "fast", "row": "fused", "reason": "wants a GPU"}]
-    for row, times in zip(record["rows"], (2.0, 3.0, 4.0)):
-        row["extra"]["against_weights"] = times
-    lines = bench_table(record).splitlines()
-    assert lines[0].endswith("| weights = 1 |") and lines[4].endswith("| 50% | 3.00 |")
-    assert lines[-1] == "Not timed: fast, fused (wants a GPU)."
-
-
 # ------------------------------------------------------------------------------------- profiles
 def test_a_profile_is_cut_by_kind_and_ends_at_the_median(record):
     for row in record["rows"]:
@@ -119,8 +102,7 @@ def test_a_profile_is_cut_by_kind_and_ends_at_the_median(record):
         "Bars of what the GPU does. slow: compiled 12%, copies and casts 12%, waiting 75%; "
         "fast: compiled 25%, copies and casts 25%, waiting 50%."
     )
-    only, _ = profile_figure(record, "a", rows=["fast"])
-    assert [label.get_text() for label in only.axes[0].get_yticklabels()] == ["fast"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["slow", "fast"]
 
 
 def test_a_case_without_profile_is_refused(record):

@@ -1,7 +1,7 @@
 """Compiles a suite's rows in several processes at once, so that the rows, timed alone afterwards, find their kernels.
 
-Compiling is most of a suite's time on a GPU and keeps one processor core busy a row. What a compiler made lies in its
-cache on disk. A row that fails here, e.g. because the others left no memory, is compiled when its turn comes.
+A compiler keeps about one processor core busy a row, and what it made lies in its cache on disk. A row that fails
+here, e.g. because the others left no memory, is compiled when its turn comes.
 """
 
 import os
@@ -20,7 +20,7 @@ from minigated.bench.runner import choose_cases
 from minigated.device import choose_device
 
 MARKS = ("compiled", "static cache")  # in the name of a row that a compiler takes long for
-TOGETHER = 2  # rows of one case in one process, which takes ten seconds to start
+TOGETHER = 2  # rows of one case in one process, since each process has torch to import
 
 
 def jobs(suites: Sequence[str], scale: str, device: str, only: tuple[str, ...] | None) -> list[tuple[str, list[str]]]:

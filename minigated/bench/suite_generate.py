@@ -27,9 +27,10 @@ from minigated.variants import parameters
 
 CLAIM = "decoding one sequence is limited by reading the weights; what a step spends beyond that is launching kernels"
 FILES = [
-    "generate.py", "static_cache.py", "fused_step.py", "kernels/decode_triton.py", "kernels/__init__.py",
-    "cuda_graph.py", "lm.py", "lm_config.py", "variants.py", "gates.py", "attention.py", "layers.py", "rope.py",
-    "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py", "bench/suite_generate.py",
+    "generate.py", "static_cache.py", "fused_step.py", "kernels/decode_triton.py", "kernels/attend_triton.py",
+    "kernels/__init__.py", "cuda_graph.py", "lm.py", "lm_config.py", "variants.py", "gates.py", "attention.py",
+    "layers.py", "rope.py", "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py",
+    "bench/suite_generate.py",
 ]  # fmt: skip
 PROMPT = 16
 SIZES = {  # name -> config, new tokens
