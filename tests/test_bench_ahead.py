@@ -20,19 +20,16 @@ def gpu_sizes(monkeypatch):
     monkeypatch.setattr(ahead, "choose_device", lambda name: torch.device("cuda"))
 
 
-def test_every_compiled_row_has_a_job_and_cases_take_turns(gpu_sizes):
+def test_cases_take_turns_a_few_rows_at_once(gpu_sizes):
     plan = jobs(["lm"], "gpu", "auto", None)
-    cases = {case.name: [row.name for row in case.rows] for case in suite_lm.cases("gpu", torch.device("cuda"))}
-    named = [name for _, names in plan for name in names]
-    wanted = {f"{case}: {row}" for case, rows in cases.items() for row in rows if "compiled" in row}
-    assert set(named) == wanted and len(named) == len(wanted)
+    cases = [case.name for case in suite_lm.cases("gpu", torch.device("cuda"))]
     assert all(suite == "lm" and 0 < len(names) <= TOGETHER for suite, names in plan)
-    assert [names[0].split(":")[0] for _, names in plan[: len(cases)]] == list(cases)  # no two of a size side by side
+    assert [names[0].split(":")[0] for _, names in plan[: len(cases)]] == cases  # no two of a size side by side
 
 
-def test_no_row_is_compiled_twice(gpu_sizes):
+def test_every_compiled_row_has_one_job(gpu_sizes):
     """`--only` takes the beginning of a name for the name: "compiled" is also "compiled and recorded"."""
-    for suite in ("retention", "vit"):
+    for suite in ("lm", "retention", "vit"):
         plan = jobs([suite], "gpu", "auto", None)
         cases = import_module(f"minigated.bench.suite_{suite}").cases("gpu", torch.device("cuda"))
         ran = [f"{c.name}: {r.name}" for _, names in plan for c in choose_cases(cases, tuple(names)) for r in c.rows]

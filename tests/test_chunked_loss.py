@@ -224,7 +224,7 @@ def test_the_bench_measures_both_losses(monkeypatch):
     monkeypatch.setattr(chunked_loss, "loss_and_slope", lambda *given: calls.append(1) or real(*given))
     assert BenchLoss is TrainingLoss
     sized = {"tiny": (suite_lm.shape(32, 2, 2, 2, 32, 64, 32), 2, 16)}
-    rows = suite_lm.loss_rows(*sized["tiny"], torch.device("cpu"), compiled=False)
+    rows = suite_lm.loss_rows(*sized["tiny"], torch.device("cpu"), "eager")
     assert len(rows) == 1 and "chunk" in rows[0].name and rows[0].state == "equal"
     found, expected = rows[0].prepare().check()
     assert off(found, expected) < 1e-5 and len(calls) == 8  # 32 tokens, 4 a chunk; none from the plain form

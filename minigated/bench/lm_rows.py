@@ -2,7 +2,7 @@
 
 Weights and optimizer are float32; on a GPU matrix products run in bfloat16 under autocast, as in `minigated.train`. All
 models of a case see the same tokens. A step ends with the weights changed, so the check, which compares losses and
-gradients before the first step, has to run first.
+gradients before the first step, has to run first. "Recorded" is the step as one CUDA graph.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minigated.bench.formulas import lm_training
 from minigated.bench.peers import named, qwen
 from minigated.bench.rows import Prepared, Row
+from minigated.cuda_graph import Later, recorded
 from minigated.device import autocast, choose_precision
 from minigated.interop import from_qwen3, from_qwen3_next
 from minigated.lm import TrainingLoss, build_lm, lm_loss
@@ -25,6 +26,7 @@ from minigated.variants import parameters
 # and sends a few tokens of a mixture elsewhere: measured are 0.005 to 0.03. A form that is wrong in every layer is off
 # by 0.3 and more; a slip in one layer of many may hide here, which is what the float32 tests are for.
 DEEP = 0.06
+EAGER, COMPILED, RECORDED, BOTH = "eager", "compiled", "recorded", "compiled and recorded"  # ways to run a step
 LOADERS = {"qwen3": from_qwen3, "qwen3_moe": from_qwen3, "qwen3_next": from_qwen3_next}
 
 
@@ -96,38 +98,48 @@ def bound(
     return torch.compile(run, dynamic=False) if compiled else run
 
 
+def looked(loss: Callable[[], Tensor], weights: list[nn.Parameter], way: str, device: torch.device) -> list[Tensor]:
+    """Loss and gradients, from a recording if the way says so."""
+    look = partial(loss_and_gradients, loss, weights)
+    return (recorded(look, device) if way in (RECORDED, BOTH) else look)()
+
+
+def ready(step: Callable[[], Tensor], check, facts: dict, way: str, device: torch.device) -> Prepared:
+    """The row of a step, recorded at its first call if the way says so."""
+    graph = way in (RECORDED, BOTH)
+    return Prepared(Later(step, device) if graph else step, check, facts, deep_tolerance(device), counted=not graph)
+
+
 # ---------------------------------------------------------------------------------------------- ours
-def prepare_ours(
-    config: LMConfig, compiled: bool, batch: int, tokens: int, device: torch.device, chunk: int = 0
-) -> Prepared:
-    """A model of ours. Compiled or with a loss in chunks, loss and gradients must be those of the eager plain form."""
+def prepare_ours(config: LMConfig, way: str, batch: int, tokens: int, device: torch.device, chunk: int = 0) -> Prepared:
+    """A model of ours. Unless eager and plain, loss and gradients must be those of the eager plain form."""
     torch.manual_seed(0)
     model, data = build_lm(config, device), windows(config, batch, tokens, device)
     model.train()
     # a function of our own, or two rows would share one list of compiled graphs
-    loss = bound(lambda model, data: TrainingLoss(chunk=chunk)(model, data), model, data, compiled)
+    loss = bound(lambda model, data: TrainingLoss(chunk=chunk)(model, data), model, data, way in (COMPILED, BOTH))
     weights = watched(model)
 
     def check():
         plain = bound(lambda model, data: TrainingLoss()(model, data), model, data, False)
-        return loss_and_gradients(loss, weights), loss_and_gradients(plain, weights)
+        return looked(loss, weights, way, device), loss_and_gradients(plain, weights)
 
-    facts = {"parameters": parameters(model), "compiled": compiled, "ffn_width": model.config.ffn_width}
+    facts = {"parameters": parameters(model), "way": way, "ffn_width": model.config.ffn_width}
     facts |= {"chunk": chunk} if chunk else {}
-    checked = check if compiled or chunk else None
-    return Prepared(training_step(model, loss), checked, facts, deep_tolerance(device))
+    checked = check if way != EAGER or chunk else None
+    return ready(training_step(model, loss), checked, facts, way, device)
 
 
 def our_row(
-    name: str, config: LMConfig, compiled: bool, batch: int, tokens: int, device: torch.device, chunk: int = 0
+    name: str, config: LMConfig, way: str, batch: int, tokens: int, device: torch.device, chunk: int = 0
 ) -> Row:
     """A row of ours; eager, and with all logits at once, it is the reference of the others."""
     built = config.matched()
     total = parameters(build_lm(built, "meta"))
     return Row(
-        f"{name}, {'compiled' if compiled else 'eager'}",
-        partial(prepare_ours, built, compiled, batch, tokens, device, chunk),
-        state="equal" if compiled or chunk else "reference",
+        f"{name}, {way}",
+        partial(prepare_ours, built, way, batch, tokens, device, chunk),
+        state="equal" if way != EAGER or chunk else "reference",
         flops=lm_training(built, total, batch, tokens),
         items=batch * tokens,
     )
@@ -135,7 +147,7 @@ def our_row(
 
 # ---------------------------------------------------------------------------------------------- transformers
 def prepare_peer(
-    kind: str, config: LMConfig, compiled: bool, batch: int, tokens: int, device: torch.device, experts: str
+    kind: str, config: LMConfig, way: str, batch: int, tokens: int, device: torch.device, experts: str
 ) -> Prepared:
     """A model of transformers. Its loss and gradients must be those of ours with its weights."""
     torch.manual_seed(0)
@@ -143,18 +155,18 @@ def prepare_peer(
     model.train()
     if kind == "qwen3_moe":
         draw_experts(model)
-    loss = bound(lambda model, data: peer_loss(model, data), model, data, compiled)
+    loss = bound(lambda model, data: peer_loss(model, data), model, data, way in (COMPILED, BOTH))
 
     def check():
         ours = LOADERS[kind](model.state_dict(), model.config.to_dict()).to(device)
         theirs, plain = loss, bound(lm_loss, ours, data, False)
         if config.experts:  # float32, one sequence: their bfloat16 router chooses otherwise near ties
             theirs, plain = (bound(f, m, data[:1], False, "float32") for f, m in ((peer_loss, model), (lm_loss, ours)))
-        return loss_and_gradients(theirs, watched(model)), loss_and_gradients(plain, watched(ours))
+        return looked(theirs, watched(model), way, device), loss_and_gradients(plain, watched(ours))
 
-    facts = {"parameters": parameters(model), "compiled": compiled, "library": named("transformers")}
+    facts = {"parameters": parameters(model), "way": way, "library": named("transformers")}
     facts |= {"experts": experts} if kind == "qwen3_moe" else {}
-    return Prepared(training_step(model, loss), check, facts, deep_tolerance(device))
+    return ready(training_step(model, loss), check, facts, way, device)
 
 
 def draw_experts(model: nn.Module) -> None:
@@ -168,7 +180,7 @@ def draw_experts(model: nn.Module) -> None:
 def peer_row(
     kind: str,
     config: LMConfig,
-    compiled: bool,
+    way: str,
     batch: int,
     tokens: int,
     device: torch.device,
@@ -179,8 +191,8 @@ def peer_row(
     gated = {"qwen3_next": "g1_elementwise"}.get(kind, "none")
     total = parameters(build_lm(config, "meta", variant=gated))
     return Row(
-        f"transformers {names[kind]}, {'compiled' if compiled else 'eager'}",
-        partial(prepare_peer, kind, config, compiled, batch, tokens, device, experts),
+        f"transformers {names[kind]}, {way}",
+        partial(prepare_peer, kind, config, way, batch, tokens, device, experts),
         flops=lm_training(config, total, batch, tokens),
         items=batch * tokens,
     )

@@ -2,14 +2,15 @@
 
 Cases: two sizes beside transformers' Qwen3 and Qwen3-Next; two widths with 2,048 tokens for the gates alone, where the
 feed-forward of a gated model is narrowed until its parameters equal those of the one without. Each model beside
-transformers' stands there once more with its loss computed in chunks (`minigated.chunked_loss`): the same numbers.
+transformers' stands there once more with its loss computed in chunks (`minigated.chunked_loss`): the same numbers. On a
+GPU steps are also recorded as one CUDA graph, ours and transformers'.
 """
 
 from functools import partial
 
 import torch
 
-from minigated.bench.lm_rows import our_row, peer_row
+from minigated.bench.lm_rows import BOTH, COMPILED, EAGER, our_row, peer_row
 from minigated.bench.rows import Case
 from minigated.bench.runner import run_suite
 from minigated.lm_config import LMConfig
@@ -17,8 +18,9 @@ from minigated.lm_config import LMConfig
 CLAIM = "a gate costs a training step a few percent at equal parameters; the step is limited by matrix products"
 FILES = [
     "attention.py", "chunked_loss.py", "gates.py", "layers.py", "lm.py", "lm_config.py", "recompute.py", "rope.py",
-    "variants.py", "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py",
+    "variants.py", "cuda_graph.py", "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py",
 ]  # fmt: skip
+PEERS = ("qwen3", "qwen3_next")
 GATES = {"none": "none", "headwise": "g1_headwise", "elementwise": "g1_elementwise"}
 
 
@@ -48,33 +50,42 @@ GATED = {
 }
 
 
-def gate_rows(config: LMConfig, batch: int, tokens: int, device, compiled: bool) -> list:
-    """The model without gate and with each, all of the same size."""
+def gate_rows(config: LMConfig, batch: int, tokens: int, device, way: str, gates=tuple(GATES)) -> list:
+    """The model with each of the gates, all of the same size."""
     made = []
-    for gate, variant in GATES.items():
-        gated = LMConfig(**vars(config) | {"variant": variant, "match_parameters": gate != "none"})
-        made.append(our_row(f"minigated, gate {gate}", gated, compiled, batch, tokens, device))
+    for gate in gates:
+        gated = LMConfig(**vars(config) | {"variant": GATES[gate], "match_parameters": gate != "none"})
+        made.append(our_row(f"minigated, gate {gate}", gated, way, batch, tokens, device))
     return made
 
 
-def loss_rows(config: LMConfig, batch: int, tokens: int, device, compiled: bool) -> list:
+def loss_rows(config: LMConfig, batch: int, tokens: int, device, way: str) -> list:
     """The ungated model with the loss in chunks of an eighth of the tokens, 2,048 where the step is large."""
     chunk = min(2048, batch * tokens // 8)
-    return [our_row(f"minigated, loss in chunks of {chunk:,}", config, compiled, batch, tokens, device, chunk)]
+    return [our_row(f"minigated, loss in chunks of {chunk:,}", config, way, batch, tokens, device, chunk)]
+
+
+def beside_rows(name: str, config: LMConfig, batch: int, tokens: int, device) -> list:
+    """Ours and transformers'. On a GPU compiled, the smaller size also eager, and the models without gate recorded."""
+    given = (config, batch, tokens, device)
+    if device.type != "cuda":
+        return gate_rows(*given, EAGER) + loss_rows(*given, EAGER) + [
+            peer_row(kind, config, EAGER, batch, tokens, device) for kind in PEERS
+        ]  # fmt: skip
+    eager = [] if name in LARGE else [EAGER]
+    rows = [row for way in eager for row in gate_rows(*given, way, ("none",))]
+    rows += gate_rows(*given, COMPILED) + gate_rows(*given, BOTH, ("none",)) + loss_rows(*given, COMPILED)
+    plan = [(kind, way) for kind in PEERS for way in [*eager, COMPILED]] + [("qwen3", BOTH)]
+    return rows + [peer_row(kind, config, way, batch, tokens, device) for kind, way in plan]
 
 
 def cases(scale: str, device: torch.device) -> list[Case]:
-    """On a CPU one small size, eager; on a GPU all, compiled, the smaller size also eager."""
-    cuda = device.type == "cuda"
-    dtype, made = torch.bfloat16 if cuda else torch.float32, []
+    """On a CPU one small size, eager; on a GPU all."""
+    dtype, made = torch.bfloat16 if device.type == "cuda" else torch.float32, []
     for name, (config, batch, tokens) in BESIDE[scale].items():
-        ways = [False] if not cuda else [True] if name in LARGE else [False, True]
-        rows = [row for way in ways for row in gate_rows(config, batch, tokens, device, way)[: 3 if way == cuda else 1]]
-        rows += loss_rows(config, batch, tokens, device, compiled=cuda)
-        rows += [peer_row(k, config, way, batch, tokens, device) for k in ("qwen3", "qwen3_next") for way in ways]
-        made.append(Case(f"training, {name}", rows, "tokens", dtype))
+        made.append(Case(f"training, {name}", beside_rows(name, config, batch, tokens, device), "tokens", dtype))
     for name, (config, batch, tokens) in GATED[scale].items():
-        rows = gate_rows(config, batch, tokens, device, compiled=True)
+        rows = [row for way in (COMPILED, BOTH) for row in gate_rows(config, batch, tokens, device, way)]
         made.append(Case(f"gates, {name}, {tokens} tokens", rows, "tokens", dtype))
     return made
 

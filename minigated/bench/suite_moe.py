@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from minigated.bench.formulas import moe_layer
-from minigated.bench.lm_rows import our_row, peer_row
+from minigated.bench.lm_rows import COMPILED, EAGER, our_row, peer_row
 from minigated.bench.peers import EXPERT_FORMS, moe_block, named
 from minigated.bench.rows import Case, Prepared, Row
 from minigated.bench.runner import run_suite
@@ -124,12 +124,12 @@ def layer_case(sizes, device, dtype) -> Case:
 def model_case(name: str, config: LMConfig, batch: int, tokens: int, device, dtype) -> Case:
     """A model with experts, the dense one with the same active operations, and transformers' in its forms."""
     cuda = device.type == "cuda"
-    both = (False, True) if cuda else (False,)
+    both = (EAGER, COMPILED) if cuda else (EAGER,)
     dense = replace(config, experts=0, top_k=0, ffn_width=config.ffn_width * config.top_k)
-    rows = [our_row("minigated, dense, same active operations", dense, cuda, batch, tokens, device)]
-    rows += [our_row("minigated, experts", config, compiled, batch, tokens, device) for compiled in both]
-    plan = [("eager", False), ("grouped_mm", False)] + ([("grouped_mm", True)] if cuda else [])
-    rows += [peer_row("qwen3_moe", config, compiled, batch, tokens, device, form) for form, compiled in plan]
+    rows = [our_row("minigated, dense, same active operations", dense, both[-1], batch, tokens, device)]
+    rows += [our_row("minigated, experts", config, way, batch, tokens, device) for way in both]
+    plan = [("eager", EAGER), *(("grouped_mm", way) for way in both)]
+    rows += [peer_row("qwen3_moe", config, way, batch, tokens, device, form) for form, way in plan]
     return Case(f"model, {name}, training", rows, "tokens", dtype)
 
 

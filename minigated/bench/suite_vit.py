@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from minigated.bench.formulas import TRAINING, vit_bytes, vit_flops
-from minigated.bench.lm_rows import deep_tolerance, training_step
+from minigated.bench.lm_rows import BOTH, COMPILED, EAGER, RECORDED, deep_tolerance, training_step
 from minigated.bench.peers import equal_swin, named, swin
 from minigated.bench.rows import Absent, Case, Prepared, Row
 from minigated.bench.runner import run_suite
@@ -30,7 +30,6 @@ FILES = [
     "kernels/windowed_triton.py", "bench/lm_rows.py", "bench/peers.py", "cuda_graph.py", "bench/suite_vit.py",
 ]  # fmt: skip
 MIXERS = ("retention", "swat")
-EAGER, COMPILED, RECORDED, BOTH = "eager", "compiled", "recorded", "compiled and recorded"
 COMPILES = "32 px, small"  # where ours is compiled too: a minute a row
 # name -> size, pixels, first patch, window, images in training and in inference. Patch and window are the peer's too.
 SIZED = {
