@@ -1,9 +1,10 @@
 """Both passes of decomposed attention within windows of at most 64 cells as one Triton kernel, and its gradient.
 
 A program owns one head of one window, or of several windows where these are small. It reads q, k, v once and writes
-the result once: the width pass and the height pass share the scores q k^T of all pairs of cells, of which each pass
-uses those in its own rows or columns, and the value between the passes never leaves the chip. Of the products with a
-64 x 64 matrix seven eighths are zeros, which costs a tensor core less than moving the value would.
+the result once; the value between the passes never leaves the chip. A pass needs the scores of cells of one line, four
+or eight, which is less than a matrix unit multiplies at a time. So whole lines are put together to groups of sixteen
+cells or more, every group is one small product, and of its scores those within a line count. For the second pass the
+cells are put in the other order, columns after one another in place of rows.
 
 Everything around the passes that would be a journey through memory of its own is done on the way: queries and keys are
 rotated as they are read, a shift only changes which cells are read, and the gradients of q, k and v are written side by
@@ -18,26 +19,37 @@ from torch.library import triton_op, wrap_triton
 
 from minigated.kernels.depthwise_triton import depthwise, filter_gradients
 
+CELLS, WARPS = 64, 4  # of a program; with heads wider than 32 channels fewer cells
+
 
 @triton.jit
 def _weights(
-    scores, add, times, same, one, other, place, head, heads,
+    scores, add, times, line, one, there, place, head, heads,
     W: tl.constexpr, SEGMENTS: tl.constexpr, SOFTMAX: tl.constexpr,
 ):  # fmt: skip
-    """Weights of a pass and, for the sigmoid, their derivative. `one`, `other` are positions along the axis."""
-    segment = place if SEGMENTS > 1 else place * 0
-    at = ((segment * heads + head) * W + one[:, None]) * W + other[None, :]
+    """Weights of a pass and, for the sigmoid, their derivative, [groups, G, G].
+
+    Of a group's cells, [1, G] or [groups, G]: `line` and `one`, in which line and where in it; `there`, whether it is a
+    cell; `place`, of which window along the axis.
+    """
+    same = (line[:, :, None] == line[:, None, :]) & there[:, None, :]
+    inside = (one < W)[:, :, None] & (one < W)[:, None, :]
+    within = (head * W + one[:, :, None]) * W + one[:, None, :]
+    if SEGMENTS > 1:
+        at = within + (place * (heads * W * W))[:, :, None]
+        allowed = same & inside
+    else:
+        at, allowed = within, inside
     if SOFTMAX:
-        scores = tl.where(same, scores + tl.load(add + at, same, 0.0), float("-inf"))
-        top = tl.max(scores, 1)
+        scores = tl.where(same, scores + tl.load(add + at, allowed, 0.0), float("-inf"))
+        top = tl.max(scores, 2)
         top = tl.where(top == float("-inf"), 0.0, top)
-        weights = tl.exp(scores - top[:, None])
-        total = tl.sum(weights, 1)
-        weights = weights / tl.where(total == 0.0, 1.0, total)[:, None]
+        weights = tl.exp(scores - top[:, :, None])
+        total = tl.sum(weights, 2)
+        weights = weights * (1.0 / tl.where(total == 0.0, 1.0, total))[:, :, None]
         return weights, weights
-    at_bias = (head * W + one[:, None]) * W + other[None, :]  # slopes know no regions
-    open_ = 1.0 / (1.0 + tl.exp(-(scores + tl.load(add + at_bias, same, 0.0))))
-    decay = tl.load(times + at, same, 0.0)
+    open_ = 1.0 / (1.0 + tl.exp(-(scores + tl.load(add + within, inside, 0.0))))  # slopes know no regions
+    decay = tl.where(same, tl.load(times + at, allowed, 0.0), 0.0)
     return open_ * decay, open_ * (1.0 - open_) * decay
 
 
@@ -45,47 +57,42 @@ def _weights(
 def _slope(gradient, weights, derivative, SOFTMAX: tl.constexpr):
     """From the gradient of the weights to that of the scores."""
     if SOFTMAX:
-        return weights * (gradient - tl.sum(weights * gradient, 1)[:, None])
+        return weights * (gradient - tl.sum(weights * gradient, 2)[:, :, None])
     return gradient * derivative
 
 
 @triton.jit
-def _place(windows, nh, nw, ph, pw, up, left, WH: tl.constexpr, WW: tl.constexpr, TILE: tl.constexpr):
-    """Of each line of the tile: whether there is a cell, its number on the map, its window and its place in it.
+def _cells(
+    row, column, held, windows, nh, nw, ph, pw, up, left,
+    WH: tl.constexpr, WW: tl.constexpr, HELD: tl.constexpr,
+):  # fmt: skip
+    """Of each cell of the tile: whether there is one, its number on the map and the place of its window.
 
-    `up` and `left` are the shift: the windows lie on the map rolled by so many cells.
+    Args:
+        row, column, held: its place in the window, and which of the program's windows. up, left: the shift; windows lie
+            on the map rolled by so many cells.
     """
-    line, held = tl.arange(0, TILE), TILE // (WH * WW)
-    inside = line % (WH * WW)
-    window = tl.program_id(0) * held + line // (WH * WW)
-    there = (line < held * WH * WW) & (window < windows)
-    window = tl.where(there, window, -1 - line)  # no two lines without a cell share a window
+    window = tl.program_id(0) * HELD + held
+    there = (row < WH) & (column < WW) & (window < windows)
     image, down, right = window // (nh * nw), (window // nw) % nh, window % nw
-    row, column = inside // WW, inside % WW
     y, x = down * WH + row + up, right * WW + column + left
     y, x = tl.where(y >= ph, y - ph, y), tl.where(x >= pw, x - pw, x)
     cell = (image * ph + y).to(tl.int64) * pw + x
-    down, right = tl.where(there, down, 0), tl.where(there, right, 0)
-    return there, cell, window, down, right, row, column
+    return there, tl.where(there, cell, 0), tl.where(there, down, 0), tl.where(there, right, 0)
 
 
 @triton.jit
-def _turned(x, at, real, d, cos, sin, sign, SWAPPED: tl.constexpr):
-    """Rows of a matrix with neighbouring channels (0, 1), (2, 3), ... rotated; also with the two of a pair swapped."""
-    value = tl.load(x + at + d[None, :], real, 0.0)
-    other = tl.load(x + at + (d ^ 1)[None, :], real, 0.0)
-    turned = (value * cos + other * sign * sin).to(value.dtype)
-    if SWAPPED:
-        return turned, (other * cos - value * sign * sin).to(value.dtype)
-    return turned, turned
+def _swapped(x, TILE: tl.constexpr, BLOCK: tl.constexpr):
+    """The channels of each pair (0, 1), (2, 3), ... in the other order, [TILE, BLOCK]."""
+    first, second = tl.split(tl.reshape(x, [TILE, BLOCK // 2, 2]))
+    return tl.reshape(tl.join(second, first), [TILE, BLOCK])
 
 
 @triton.jit
-def _angles(cos, sin, row, column, pw, real, d, D: tl.constexpr):
-    """Cosines and sines of the cells of a tile, and the sign that the partner of each channel gets."""
-    at = (row * pw + column)[:, None] * D + d[None, :]
-    sign = tl.where(d % 2 == 0, -1.0, 1.0)[None, :]
-    return tl.load(cos + at, real, 0.0), tl.load(sin + at, real, 0.0), sign
+def _turned_lines(x, LINES: tl.constexpr, LENGTH: tl.constexpr, HELD: tl.constexpr, BLOCK: tl.constexpr):
+    """From lines of one direction, [HELD LINES LENGTH, BLOCK], to those of the other."""
+    x = tl.permute(tl.reshape(x, [HELD, LINES, LENGTH, BLOCK]), (0, 2, 1, 3))
+    return tl.reshape(x, [HELD * LINES * LENGTH, BLOCK])
 
 
 @triton.jit
@@ -93,31 +100,50 @@ def _forward(
     q, k, v, cos, sin, row_add, column_add, row_times, column_times, out, q_step, k_step, v_step,
     windows, nh, nw, ph, pw, up, left, heads, scale,
     D: tl.constexpr, BLOCK: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TURN: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TURN: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
+    HELD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    there, cell, window, down, right, row, column = _place(windows, nh, nw, ph, pw, up, left, WH, WW, TILE)
-    head, d = tl.program_id(1), tl.arange(0, BLOCK)
+    TILE: tl.constexpr = HELD * HP * WP
+    GW: tl.constexpr = max(16, WP)  # cells of a group in the width pass: whole rows
+    GH: tl.constexpr = max(16, HP)
+    head, d, i = tl.program_id(1), tl.arange(0, BLOCK), tl.arange(0, TILE)
+    row, column, held = (i // WP) % HP, i % WP, i // (WP * HP)
+    there, cell, down, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
     real = there[:, None] & (d < D)[None, :]
     part = (head * D + d)[None, :]
-    if TURN:
-        c, s, sign = _angles(cos, sin, row, column, pw, real, d, D)
-        a, _ = _turned(q, cell[:, None] * q_step + head * D, real, d, c, s, sign, False)
-        b, _ = _turned(k, cell[:, None] * k_step + head * D, real, d, c, s, sign, False)
-    else:
-        a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
-        b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
+    a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
+    b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
     z = tl.load(v + cell[:, None] * v_step + part, real, 0.0)
-    scores = tl.dot(a, tl.trans(b), input_precision=PRECISION) * scale
-    mates = (window[:, None] == window[None, :]) & there[:, None]
-    same = mates & (row[:, None] == row[None, :])
-    weights, _ = _weights(scores, column_add, column_times, same, column, column, right[:, None], head, heads,
+    if TURN:
+        at = (row * pw + column)[:, None] * D + d[None, :]
+        c, s = tl.load(cos + at, real, 0.0), tl.load(sin + at, real, 0.0) * tl.where(d % 2 == 0, -1.0, 1.0)[None, :]
+        a = (a * c + _swapped(a, TILE, BLOCK) * s).to(z.dtype)
+        b = (b * c + _swapped(b, TILE, BLOCK) * s).to(z.dtype)
+    q_, k_, v_ = (
+        tl.reshape(a, [TILE // GW, GW, BLOCK]), tl.reshape(b, [TILE // GW, GW, BLOCK]),
+        tl.reshape(z, [TILE // GW, GW, BLOCK]),
+    )  # fmt: skip
+    scores = tl.dot(q_, tl.permute(k_, (0, 2, 1)), input_precision=PRECISION) * scale
+    g = tl.arange(0, GW)
+    weights, _ = _weights(scores, column_add, column_times, (g // WP)[None, :], (g % WP)[None, :],
+                          tl.reshape(there, [TILE // GW, GW]), tl.reshape(right, [TILE // GW, GW]), head, heads,
                           WW, COLUMNS, SOFTMAX)  # fmt: skip
-    z = tl.dot(weights.to(z.dtype), z, input_precision=PRECISION).to(z.dtype)
-    same = mates & (column[:, None] == column[None, :])
-    weights, _ = _weights(scores, row_add, row_times, same, row, row, down[:, None], head, heads,
+    z = tl.dot(weights.to(z.dtype), v_, input_precision=PRECISION).to(z.dtype)
+    z = tl.reshape(z, [TILE, BLOCK])
+
+    row, column = i % HP, (i // HP) % WP
+    there, cell, down, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
+    q_ = tl.reshape(_turned_lines(a, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
+    k_ = tl.reshape(_turned_lines(b, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
+    v_ = tl.reshape(_turned_lines(z, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
+    scores = tl.dot(q_, tl.permute(k_, (0, 2, 1)), input_precision=PRECISION) * scale
+    g = tl.arange(0, GH)
+    weights, _ = _weights(scores, row_add, row_times, (g // HP)[None, :], (g % HP)[None, :],
+                          tl.reshape(there, [TILE // GH, GH]), tl.reshape(down, [TILE // GH, GH]), head, heads,
                           WH, ROWS, SOFTMAX)  # fmt: skip
-    z = tl.dot(weights.to(z.dtype), z, input_precision=PRECISION)
-    tl.store(out + cell[:, None] * (heads * D) + part, z, real)
+    y = tl.dot(weights.to(v_.dtype), v_, input_precision=PRECISION)
+    real = there[:, None] & (d < D)[None, :]
+    tl.store(out + cell[:, None] * (heads * D) + part, tl.reshape(y, [TILE, BLOCK]), real)
 
 
 @triton.jit
@@ -125,46 +151,69 @@ def _backward(
     q, k, v, cos, sin, row_add, column_add, row_times, column_times, gradient, more, dq, dk, dv,
     q_step, k_step, v_step, windows, nh, nw, ph, pw, up, left, heads, scale, dq_step, dv_step,
     D: tl.constexpr, BLOCK: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TURN: tl.constexpr, MORE: tl.constexpr, TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TURN: tl.constexpr, MORE: tl.constexpr, HP: tl.constexpr,
+    WP: tl.constexpr, HELD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    there, cell, window, down, right, row, column = _place(windows, nh, nw, ph, pw, up, left, WH, WW, TILE)
-    head, d = tl.program_id(1), tl.arange(0, BLOCK)
+    TILE: tl.constexpr = HELD * HP * WP
+    GW: tl.constexpr = max(16, WP)
+    GH: tl.constexpr = max(16, HP)
+    head, d, i = tl.program_id(1), tl.arange(0, BLOCK), tl.arange(0, TILE)
+    row, column, held = (i // WP) % HP, i % WP, i // (WP * HP)
+    there, cell, down, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
     real = there[:, None] & (d < D)[None, :]
     part = (head * D + d)[None, :]
-    if TURN:
-        c, s, sign = _angles(cos, sin, row, column, pw, real, d, D)
-        a, a_swapped = _turned(q, cell[:, None] * q_step + head * D, real, d, c, s, sign, True)
-        b, b_swapped = _turned(k, cell[:, None] * k_step + head * D, real, d, c, s, sign, True)
-    else:
-        a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
-        b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
+    a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
+    b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
     z = tl.load(v + cell[:, None] * v_step + part, real, 0.0)
-    g = tl.load(gradient + cell[:, None] * (heads * D) + part, real, 0.0)
-    scores = tl.dot(a, tl.trans(b), input_precision=PRECISION) * scale
-    mates = (window[:, None] == window[None, :]) & there[:, None]
-    same_row = mates & (row[:, None] == row[None, :])
-    same_column = mates & (column[:, None] == column[None, :])
-    p, p_slope = _weights(scores, column_add, column_times, same_row, column, column, right[:, None], head, heads,
+    if TURN:
+        at = (row * pw + column)[:, None] * D + d[None, :]
+        c, s = tl.load(cos + at, real, 0.0), tl.load(sin + at, real, 0.0) * tl.where(d % 2 == 0, -1.0, 1.0)[None, :]
+        a = (a * c + _swapped(a, TILE, BLOCK) * s).to(z.dtype)
+        b = (b * c + _swapped(b, TILE, BLOCK) * s).to(z.dtype)
+    # the width pass once more
+    q_w, k_w, v_w = (
+        tl.reshape(a, [TILE // GW, GW, BLOCK]), tl.reshape(b, [TILE // GW, GW, BLOCK]),
+        tl.reshape(z, [TILE // GW, GW, BLOCK]),
+    )  # fmt: skip
+    scores = tl.dot(q_w, tl.permute(k_w, (0, 2, 1)), input_precision=PRECISION) * scale
+    g = tl.arange(0, GW)
+    p, p_slope = _weights(scores, column_add, column_times, (g // WP)[None, :], (g % WP)[None, :],
+                          tl.reshape(there, [TILE // GW, GW]), tl.reshape(right, [TILE // GW, GW]), head, heads,
                           WW, COLUMNS, SOFTMAX)  # fmt: skip
-    middle = tl.dot(p.to(z.dtype), z, input_precision=PRECISION).to(z.dtype)
-    r, r_slope = _weights(scores, row_add, row_times, same_column, row, row, down[:, None], head, heads,
+    middle = tl.dot(p.to(z.dtype), v_w, input_precision=PRECISION).to(z.dtype)
+    # the height pass and its gradients
+    row_h, column_h = i % HP, (i // HP) % WP
+    there_h, cell_h, down, _ = _cells(row_h, column_h, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
+    real_h = there_h[:, None] & (d < D)[None, :]
+    dy = tl.reshape(tl.load(gradient + cell_h[:, None] * (heads * D) + part, real_h, 0.0), [TILE // GH, GH, BLOCK])
+    q_h = tl.reshape(_turned_lines(a, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
+    k_h = tl.reshape(_turned_lines(b, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
+    v_h = tl.reshape(_turned_lines(tl.reshape(middle, [TILE, BLOCK]), HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
+    scores = tl.dot(q_h, tl.permute(k_h, (0, 2, 1)), input_precision=PRECISION) * scale
+    g = tl.arange(0, GH)
+    r, r_slope = _weights(scores, row_add, row_times, (g // HP)[None, :], (g % HP)[None, :],
+                          tl.reshape(there_h, [TILE // GH, GH]), tl.reshape(down, [TILE // GH, GH]), head, heads,
                           WH, ROWS, SOFTMAX)  # fmt: skip
-    change = tl.dot(g, tl.trans(middle), input_precision=PRECISION)
-    slope = _slope(change, r, r_slope, SOFTMAX)
-    g = tl.dot(tl.trans(r.to(z.dtype)), g, input_precision=PRECISION).to(z.dtype)
-    change = tl.dot(g, tl.trans(z), input_precision=PRECISION)
-    slope = (slope + _slope(change, p, p_slope, SOFTMAX)) * scale
-    slope = slope.to(z.dtype)
-    g = tl.dot(tl.trans(p.to(z.dtype)), g, input_precision=PRECISION)
+    change = tl.dot(dy, tl.permute(v_h, (0, 2, 1)), input_precision=PRECISION)
+    slope = (_slope(change, r, r_slope, SOFTMAX) * scale).to(z.dtype)
+    da = tl.dot(slope, k_h, input_precision=PRECISION)
+    db = tl.dot(tl.permute(slope, (0, 2, 1)), q_h, input_precision=PRECISION)
+    dz = tl.dot(tl.permute(r.to(z.dtype), (0, 2, 1)), dy, input_precision=PRECISION).to(z.dtype)
+    da = _turned_lines(tl.reshape(da, [TILE, BLOCK]), WP, HP, HELD, BLOCK)
+    db = _turned_lines(tl.reshape(db, [TILE, BLOCK]), WP, HP, HELD, BLOCK)
+    dz = tl.reshape(_turned_lines(tl.reshape(dz, [TILE, BLOCK]), WP, HP, HELD, BLOCK), [TILE // GW, GW, BLOCK])
+    # those of the width pass
+    change = tl.dot(dz, tl.permute(v_w, (0, 2, 1)), input_precision=PRECISION)
+    slope = (_slope(change, p, p_slope, SOFTMAX) * scale).to(z.dtype)
+    dz = tl.reshape(tl.dot(tl.permute(p.to(z.dtype), (0, 2, 1)), dz, input_precision=PRECISION), [TILE, BLOCK])
     if MORE:
-        g += tl.load(more + cell[:, None] * (heads * D) + part, real, 0.0)
-    tl.store(dv + cell[:, None] * dv_step + part, g, real)
-    da = tl.dot(slope, b, input_precision=PRECISION)
-    db = tl.dot(tl.trans(slope), a, input_precision=PRECISION)
-    if TURN:  # back by the same angle; a product with swapped channels is the product's swapped channels
-        da = da * c - tl.dot(slope, b_swapped, input_precision=PRECISION) * sign * s
-        db = db * c - tl.dot(tl.trans(slope), a_swapped, input_precision=PRECISION) * sign * s
+        dz += tl.load(more + cell[:, None] * (heads * D) + part, real, 0.0)
+    tl.store(dv + cell[:, None] * dv_step + part, dz, real)
+    da += tl.reshape(tl.dot(slope, k_w, input_precision=PRECISION), [TILE, BLOCK])
+    db += tl.reshape(tl.dot(tl.permute(slope, (0, 2, 1)), q_w, input_precision=PRECISION), [TILE, BLOCK])
+    if TURN:  # back by the same angle
+        da = da * c - _swapped(da, TILE, BLOCK) * s
+        db = db * c - _swapped(db, TILE, BLOCK) * s
     at = cell[:, None] * dq_step + part
     tl.store(dq + at, da, real)
     tl.store(dk + at, db, real)
@@ -185,15 +234,17 @@ def _launch(packed, v, cos, sin, tables, window: list[int], shift: list[int], so
     (q, q_step), (k, k_step), (v, v_step) = (_even(x) for x in (packed.select(3, 0), packed.select(3, 1), values))
     batch, ph, pw, heads, width = v.shape
     nh, nw = ph // window[0], pw // window[1]
-    tile = max(16, triton.next_power_of_2(window[0] * window[1]))
-    held, windows = tile // (window[0] * window[1]), batch * nh * nw
+    windows, (high, wide) = batch * nh * nw, (triton.next_power_of_2(side) for side in window)
+    block = max(16, triton.next_power_of_2(width))
+    held = max(1, CELLS * 32 // max(32, block) // (high * wide), 16 // (high * wide))
     angles = [tables[0]] * 2 if cos is None else [cos.contiguous(), sin.contiguous()]
     tables = [table.contiguous() for table in tables]
     places = [q_step, k_step, v_step, windows, nh, nw, ph, pw, *shift, heads, width**-0.5]
     rows, columns = (1 if t.ndim == 3 else len(t) for t in (tables[2:] if not softmax else tables[:2]))
     constants = {
-        "D": width, "BLOCK": max(16, triton.next_power_of_2(width)), "WH": window[0], "WW": window[1], "ROWS": rows,
-        "COLUMNS": columns, "SOFTMAX": softmax, "TURN": cos is not None, "TILE": tile, "num_warps": max(1, tile // 16),
+        "D": width, "BLOCK": block, "WH": window[0], "WW": window[1], "ROWS": rows,
+        "COLUMNS": columns, "SOFTMAX": softmax, "TURN": cos is not None, "HP": high, "WP": wide, "HELD": held,
+        "num_warps": WARPS,
         "PRECISION": "ieee" if v.dtype == torch.float32 else "tf32",
     }  # fmt: skip
     return [q, k, v, *angles, *tables], places, constants, (triton.cdiv(windows, held), heads)
