@@ -37,7 +37,7 @@ def unserved(model: LanguageModel, batch: int) -> str | None:
     if not all(parameter.is_contiguous() for parameter in model.parameters()):
         return "wants weights that lie in one piece each"
     if not kernels.usable(weight):
-        return f"needs Triton, a GPU and float32, bfloat16 or float16; the model is on {weight.device}, {weight.dtype}"
+        return f"needs {kernels.WANTED}; the model is on {weight.device}, {weight.dtype}"
     return None
 
 

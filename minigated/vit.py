@@ -16,7 +16,7 @@ from minigated.layers import DepthwiseConv, DropPath, LayerScale
 from minigated.recompute import Checkpointing, recomputed
 from minigated.swat_options import READINGS, SwatOptions
 from minigated.vit_mixers import MIXERS
-from minigated.vit_parts import SKELETONS, channels_first, check_images, initialize
+from minigated.vit_parts import SKELETONS, added, channels_first, check_images, initialize
 
 
 def _whole(value: object, least: int) -> bool:
@@ -135,7 +135,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, tables, probe=None) -> Tensor:
         if self.position is not None:
-            x = x + self.position(x)
+            x = added(x, self.position)
         mixed = self.mixer(self.mixer_norm(x), tables, x, probe)
         x = x + self.drop_path(self.mixer_scale(mixed))
         return x + self.drop_path(self.ffn_scale(self.ffn(self.ffn_norm(x))))

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigated import kernels
 from minigated.errors import InputError
-from minigated.layers import ConvFeedForward, FeedForward
+from minigated.layers import ConvFeedForward, DepthwiseConv, FeedForward
 
 
 def channels_first(x: Tensor) -> Tensor:
@@ -147,6 +148,22 @@ class NormHead(nn.Module):
         return self.norm(x)
 
 
+# ---------------------------------------------------------------------------------------------- x + convolution(x)
+def added(x: Tensor, conv: DepthwiseConv) -> Tensor:
+    """x + conv(x), [B, h, w, C] -> same; on a GPU one kernel (chapter 9), rounded once."""
+    cast = torch.is_autocast_enabled("cuda") and x.dtype != torch.get_autocast_dtype("cuda")
+    if kernels.usable(x) and not cast:  # a cast map would give up the digits of the x that is added
+        return kernels.depthwise_added(x, conv.conv.weight, conv.conv.bias)
+    return x + conv(x)
+
+
+class AddedFeedForward(ConvFeedForward):
+    """`ConvFeedForward`, the same numbers, with `added`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(added(F.gelu(self.fc1(x)), self.dwconv))
+
+
 # ---------------------------------------------------------------------------------------------- skeletons
 @dataclass(frozen=True)
 class Skeleton:
@@ -166,7 +183,7 @@ class Skeleton:
 
 
 SKELETONS = {
-    "rmt": Skeleton(ConvStem, ConvDownsample, ConvFeedForward, ConvHead, position=True, eps=1e-6),
+    "rmt": Skeleton(ConvStem, ConvDownsample, AddedFeedForward, ConvHead, position=True, eps=1e-6),
     "swin": Skeleton(PatchStem, PatchMerging, FeedForward, NormHead, position=False, eps=1e-5),
 }
 

@@ -44,7 +44,13 @@ MAPS = [  # images, height, width, heads, head width, window, shifted
     (1, 7, 7, 2, 32, 7, False),
     (1, 12, 8, 2, 16, 4, True),
 ]
-CONVOLUTIONS = [(2, 5, 6, 70, 5), (3, 1, 1, 16, 3), (2, 2, 2, 64, 5), (1, 8, 8, 96, 3)]  # images, h, w, channels, side
+CONVOLUTIONS = [  # images, height, width, channels, side
+    (2, 5, 6, 70, 5),
+    (3, 1, 1, 16, 3),
+    (2, 2, 2, 64, 5),
+    (1, 8, 8, 96, 3),
+    (1, 7, 11, 20, 3),
+]
 DECODERS = [  # options of a language model
     {"variant": "none", "qk_norm": False},
     {"variant": "none", "heads": 3, "kv_heads": 1, "head_width": 20},
@@ -114,8 +120,10 @@ def backward(op: Plain, inputs: tuple, gradient):
     return op.backward(context, gradient)
 
 
-def convolution(case: tuple) -> None:
+def convolution(case: tuple, programs: int) -> None:
+    """Each with many programs for the gradient of the filters, and with one that goes through all cells."""
     images, height, width, channels, side = case
+    depthwise_triton.PROGRAMS = programs
     x = torch.randn(images, height, width, 3 * channels)[..., channels : 2 * channels].requires_grad_()  # a slice
     weight = torch.randn(channels, 1, side, side, requires_grad=True)
     bias = torch.randn(channels, requires_grad=True)
@@ -127,7 +135,13 @@ def convolution(case: tuple) -> None:
     inputs = (*plain[:3], False, plain[3])
     slopes = backward(depthwise_triton.depthwise, inputs, gradient)
     found = (depthwise_triton.depthwise(*inputs), *slopes[:3], slopes[4])
-    say("depthwise", case, (made, *torch.autograd.grad(made, leaves, gradient)), found)
+    say("depthwise", (*case, programs), (made, *torch.autograd.grad(made, leaves, gradient)), found)
+    made = x + convolved(x, weight, bias)
+    found = (
+        depthwise_triton.depthwise_added(*plain[:3]),
+        *backward(depthwise_triton.depthwise_added, plain[:3], gradient),
+    )
+    say("added", (*case, programs), (made, *torch.autograd.grad(made, leaves[:3], gradient)), found)
 
 
 @torch.no_grad()
@@ -178,7 +192,8 @@ if __name__ == "__main__":
     for case in MAPS:
         windows(case)
     for case in CONVOLUTIONS:
-        convolution(case)
+        convolution(case, 1024)
+        convolution(case, 1)
     for options in DECODERS:
         for dtype, parts in ((torch.float32, 64), (torch.float32, 2), (torch.float16, 64)):
             decoding(options, dtype, parts)

@@ -120,7 +120,7 @@ def test_the_kernel_is_absent_on_a_processor_and_says_why(tiny, capsys):
     ("there", "dtype", "width", "window", "reason"),
     [
         (False, torch.bfloat16, 32, 4, "needs Triton"),
-        (True, torch.float64, 32, 4, "torch.bfloat16"),
+        (True, torch.float64, 32, 4, "these are torch.float64"),
         (True, torch.bfloat16, 32, 14, "64 cells.*not 14 x 14"),
         (True, torch.bfloat16, 256, 4, "heads of up to 128.*256"),
         (True, torch.bfloat16, 32, 8, None),
@@ -137,20 +137,22 @@ def test_where_the_kernel_cannot_run_no_other_form_stands_in(there, dtype, width
 
 
 def test_the_row_called_kernel_runs_what_a_model_runs(monkeypatch):
-    asked = []
-    monkeypatch.setattr(suite_retention, "decomposed", lambda qkv, tables, form: asked.append(form))
-    monkeypatch.setattr(suite_retention.swat, "swat_decomposed", lambda *_, form: asked.append(form))
-    for core in (suite_retention.retention_core, suite_retention.swat_core):
-        core("kernel", torch.zeros(1, 1, 1, 3, 1, 1), None)
-        core("matmul", torch.zeros(1, 1, 1, 3, 1, 1), None)
-    assert asked == ["auto", "matmul"] * 2
+    asked, cores = [], suite_retention.CORES
+    monkeypatch.setattr(suite_retention, "require_kernel", lambda x, window: asked.append(tuple(x.shape)))
+    for mixer, (core, *rest) in list(cores.items()):
+        noted = lambda *given, form, core=core: asked.append(form) or core(*given, form=form)
+        monkeypatch.setitem(cores, mixer, (noted, *rest))
+        for form in ("kernel", "matmul"):
+            row = suite_retention.prepare(mixer, form, "eager", (2, 8, 16, 2), 4, False, True, CPU, torch.float32)
+            assert len(row.step()) == {"retention": 2, "swat": 3}[mixer]  # the output, and a gradient of what is given
+    assert asked == [(2, 8, 8, 2, 8), "auto", "matmul"] * 2
     rows = suite_retention.case("retention", 7, (2, 14, 16, 2), True, torch.device("cuda"), torch.bfloat16).rows
     assert "kernel, eager" in {row.name for row in rows}
 
 
 def test_a_wrong_fast_form_is_refused_and_the_command_says_so(tiny, monkeypatch, capsys):
     right = suite_retention.CORES["retention"]
-    one_pass = lambda form, qkv, tables: right[0](form, qkv.flip(1).flip(1), tables).roll(1, 1)
+    one_pass = lambda qkv, tables, form: right[0](qkv, tables, form).roll(1, 1)
     monkeypatch.setitem(suite_retention.CORES, "retention", (one_pass, *right[1:]))
     arguments = ["bench", "--suite", "retention", "--scale", "cpu", "--seeds", "2", "--device", "cpu"]
     assert main([*arguments, "--only", "matmul", "--out", str(tiny)]) == 1

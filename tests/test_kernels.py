@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from minigated.errors import InputError
 from minigated.layers import DepthwiseConv, DropPath
 from minigated.recipe import TrainConfig
 from minigated.train import Trainer
+from minigated.vit_parts import added
 from minigated.vit_sizes import build_vit
 
 
@@ -41,6 +43,12 @@ def test_kernels_can_be_switched_off_and_come_back(monkeypatch):
     assert kernels.usable(OnDevice)
 
 
+@pytest.mark.parametrize("version", ["3.2.0", "2.9.1+git1234"])
+def test_a_triton_that_is_too_old_is_as_none(monkeypatch, version):
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__=version))
+    assert not kernels._loaded()
+
+
 @pytest.mark.parametrize(("side", "width", "fits"), [((8, 8), 32, True), ((9, 8), 32, False), ((8, 8), 256, False)])
 def test_windows_that_do_not_fit_the_chip_are_left_to_the_plain_form(monkeypatch, side, width, fits):
     monkeypatch.setattr(kernels, "usable", lambda x: True)
@@ -51,7 +59,7 @@ def test_windows_that_do_not_fit_the_chip_are_left_to_the_plain_form(monkeypatch
 def test_kernels_equal_the_plain_forms_in_the_interpreter():
     done = subprocess.run([sys.executable, HERE / "interpreted_kernels.py"], capture_output=True, text=True)
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == 4 * 7 + 4 + 3 * 4 + 15, done.stderr
+    assert done.returncode == 0 and len(lines) == 4 * 7 + 4 * 5 + 3 * 4 + 15, done.stderr
     assert all(float(line.rpartition(" ")[2]) < (2e-2 if "float16" in line else 2e-5) for line in lines), done.stdout
 
 
@@ -120,6 +128,21 @@ def test_convolution_under_autocast_equals_the_library(shape, side):
 
 
 @needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_map_plus_its_convolution_is_the_same_in_one_kernel(dtype):
+    """A float32 map under autocast keeps its digits: there the sum is made apart."""
+    torch.manual_seed(0)
+    conv, x = DepthwiseConv(40).cuda(), torch.randn(2, 7, 9, 40, device="cuda", dtype=dtype, requires_grad=True)
+    found = []
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        for made in (added(x, conv), x + conv(x)):
+            found.append([made, *torch.autograd.grad(made.float().square().sum(), [x, *conv.parameters()])])
+    assert found[0][0].dtype == dtype
+    for fused, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, atol=4e-2, rtol=2e-2)
+
+
+@needs_gpu
 def test_a_recorded_step_trains_as_the_plain_one_does():
     results = []
     batches = torch.randn(12, 16, 3, 32, 32), torch.randint(0, 10, (12, 16))
@@ -127,12 +150,15 @@ def test_a_recorded_step_trains_as_the_plain_one_does():
     def loss(model, batch):
         return torch.nn.functional.cross_entropy(model(batch[0]).float(), batch[1])
 
-    for mode in ("none", "graph"):
+    for mode, whole in (("none", False), ("graph", False), ("graph", True)):  # one that is compiled, recorded too
         torch.manual_seed(0)
         model = build_vit("gated_swinrmt_retention_nano")
+        if whole:
+            model.compile(dynamic=False)
         config = TrainConfig(steps=12, rate=1e-3, warmup=4, compile=mode, device="cuda", progress=False)
         result = Trainer(model, loss, lambda step, rank, world: tuple(b[step] for b in batches), config).run()
         results.append(torch.tensor(result.losses))
         assert result.compile == mode
-    torch.testing.assert_close(results[1], results[0], atol=2e-2, rtol=0)
+    for recorded in results[1:]:
+        torch.testing.assert_close(recorded, results[0], atol=2e-2, rtol=0)
     assert results[0][-1] != results[0][0]

@@ -40,24 +40,19 @@ WAYS_CPU = {"matmul": ("eager",), "pointwise": ("eager", "compiled"), "kernel": 
 CHECKED = 2  # images that are compared with the reference
 
 
-def retention_core(form: str, qkv, tables):
-    """[B, h, w, 3, H, D] -> [B, h, w, H, D]."""
-    return decomposed(qkv, tables, KERNEL.get(form, form))
-
-
-def swat_core(form: str, qkv, tables):
-    """[B, h, w, 3, H, D] -> [B, h, w, H, D]."""
-    return swat.swat_decomposed(qkv[..., :2, :, :], qkv[..., 2, :, :], tables, form=KERNEL.get(form, form))
-
-
-def swat_by_matrices(qkv, tables):
+def swat_by_matrices(qk, v, tables):
     """The matrix form on the first images, float64: what the brute-force loops of chapter 6 are held against."""
-    return swat_core("matmul", qkv, tables)
+    return swat.swat_decomposed(qk, v, tables, form="matmul")
+
+
+def as_projected(mixer: str, qkv) -> list[torch.Tensor]:
+    """[B, h, w, 3, H, D] as a model hands it to the core: retention projects all at once, SWAT the values apart."""
+    return [qkv] if mixer == "retention" else [qkv[..., :2, :, :].contiguous(), qkv[..., 2, :, :].contiguous()]
 
 
 CORES = {
-    "retention": (retention_core, decomposed_reference, decay_passes.FORMS),
-    "swat": (swat_core, swat_by_matrices, swat.FORMS),
+    "retention": (decomposed, decomposed_reference, decay_passes.FORMS),
+    "swat": (swat.swat_decomposed, swat_by_matrices, swat.FORMS),
 }
 
 
@@ -80,7 +75,7 @@ def require_kernel(x: torch.Tensor, window: int) -> None:
     if not x.is_cuda:
         raise Absent(f"the fused kernel runs on a GPU, this is a {x.device.type}")
     if not kernels.usable(x):
-        raise Absent(f"the fused kernel needs Triton and one of {', '.join(map(str, kernels.DTYPES))}")
+        raise Absent(f"the fused kernel needs {kernels.WANTED}; these are {x.dtype}")
     if not kernels.fits(x, window, window):
         reason = f"the fused kernel takes windows of up to {kernels.CELLS} cells and heads of up to {kernels.WIDTH}"
         raise Absent(f"{reason}, not {window} x {window} and {x.shape[-1]}")
@@ -93,30 +88,27 @@ def prepare(mixer, form, way, sizes, window, shifted, training, device, dtype) -
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(batch, side, side, 3, heads, channels // heads, generator=generator).to(device, dtype)
     grown = torch.randn(qkv[..., 0, :, :].shape, generator=generator).to(device, dtype)
-    qkv.requires_grad_(training)
+    given = [x.requires_grad_(training) for x in as_projected(mixer, qkv)]
     if form == "kernel":
         require_kernel(qkv[..., 2, :, :], window)
     tables = make_tables(mixer, side, heads, channels // heads, window, shifted, device)
-    run = partial(core, form)
+    run = partial(core, form=KERNEL.get(form, form))
     if "compiled" in way:
         run = torch.compile(run, dynamic=False)
 
     def step():
         with torch.set_grad_enabled(training):
-            y = run(qkv, tables)
-        if not training:
-            return y, None
-        (gradient,) = torch.autograd.grad(y, qkv, grown)
-        return y, gradient
+            y = run(*given, tables)
+        return [y, *torch.autograd.grad(y, given, grown)] if training else [y]
 
     if "recorded" in way:
         step = Later(step, device)
 
     def check():
-        got = [x[:CHECKED] for x in step() if x is not None]
-        wide = qkv[:CHECKED].detach().double().requires_grad_(training)
+        got = [x[:CHECKED] for x in step()]
+        wide = [x[:CHECKED].detach().double().requires_grad_(training) for x in given]
         exact = make_tables(mixer, side, heads, channels // heads, window, shifted, device, torch.float64)
-        y = reference(wide, exact)
+        y = reference(*wide, exact)
         expected = [y, *torch.autograd.grad(y, wide, grown[:CHECKED].double())] if training else [y]
         return got, expected
 

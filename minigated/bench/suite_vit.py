@@ -30,7 +30,6 @@ FILES = [
     "kernels/windowed_triton.py", "bench/lm_rows.py", "bench/peers.py", "cuda_graph.py", "bench/suite_vit.py",
 ]  # fmt: skip
 MIXERS = ("retention", "swat")
-COMPILES = "32 px, small"  # where ours is compiled too: a minute a row
 # name -> size, pixels, first patch, window, images in training and in inference. Patch and window are the peer's too.
 SIZED = {
     "cpu": {"32 px, nano": ("nano", 32, 4, 4, 8, 8)},
@@ -99,16 +98,14 @@ def prepare(make, way: str, training: bool, batch: int, pixels: int, device, che
 
 
 def our_rows(name: str, sizes: tuple, training: bool, device) -> list[Row]:
-    """Both mixers: eager, on a GPU recorded too, and retention compiled where that is not too long."""
+    """Both mixers: eager, and on a GPU recorded, and compiled and recorded."""
     size, pixels, patch, window, *batches = sizes
     batch, item, rows = batches[0 if training else 1], 2 if device.type == "cuda" else 4, []
     for mixer in MIXERS:
         config = our_config(mixer, size, pixels, patch, window)
         flops = vit_flops(config) * batch * (TRAINING if training else 1)
         moved = vit_bytes(config, parameters(build_vit(config, "meta")), batch, item, training)
-        ways = [EAGER, RECORDED] if device.type == "cuda" else [EAGER]
-        if device.type == "cuda" and name == COMPILES and mixer == "retention" and training:
-            ways += [COMPILED, BOTH]
+        ways = [EAGER, RECORDED, BOTH] if device.type == "cuda" else [EAGER]
         for way in ways:
             make = partial(make_ours, config)
             rows.append(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CELLS, WIDTH = 64, 128  # of a window, of a head: what fits on the chip at once
+OLDEST = (3, 5)  # of Triton: tuples in kernels, kernels that start early; torch 2.9 brings it along
+WANTED = f"Triton {OLDEST[0]}.{OLDEST[1]}, a GPU and float32, bfloat16 or float16"  # for a refusal
 _allowed = True
 
 
@@ -19,6 +21,10 @@ _allowed = True
 def _loaded() -> bool:
     """Imports Triton's halves where there is a Triton; a traced graph takes the answer as it is."""
     try:
+        import triton
+
+        if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
+            return False
         import minigated.kernels.depthwise_triton
         import minigated.kernels.windowed_triton  # noqa: F401
     except ImportError:
@@ -56,6 +62,11 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
     return torch.ops.minigated.depthwise(x, weight, bias, False, None)
+
+
+def depthwise_added(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The map plus its convolution in one kernel; arguments as in `depthwise`, the map in the dtype of the result."""
+    return torch.ops.minigated.depthwise_added(x, weight, bias)
 
 
 def windowed_softmax(

@@ -1,7 +1,9 @@
 """Depth-wise convolution of a channel-last map in Triton: forward, gradient of the map, gradient of the filters.
 
-One program owns a block of cells and channels and walks over the k x k taps; neighbours come from the cache, so the map
-is read from memory about once. Libraries spend most of a small map's time here on the gradient of the filters.
+A program owns some channels of blocks of neighbouring columns. A value that was read serves every column of the block
+it is a neighbour of, so 5 x 5 taps take 10 reads a result in place of 25 where a block has four columns; what the next
+row reads again comes from the cache. Sums are tuples, one tensor for each column of a block, or for each tap of the
+gradient, in the registers from the first cell to the last.
 """
 
 import torch
@@ -10,60 +12,97 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-CELLS, CHANNELS = 64, 64  # of one program
-PART = 128  # cells that one program sums for the gradient of the filters
+CHANNELS, BLOCKS = 64, 8  # channels and blocks of columns of one program
+WIDE, NARROW = 8, 4  # columns of a block
+PROGRAMS = 1024  # of the gradient of the filters, if there is work for so many: each leaves its sums in memory
+
+
+@triton.jit
+def _place(block, height, width, cells, COLUMNS: tl.constexpr):
+    """Of blocks of columns: the row, the first column, the number of the first cell, and whether there is one."""
+    across = tl.cdiv(width, COLUMNS)
+    line = block // across
+    column = (block % across) * COLUMNS
+    return line % height, column, line * width + column, line * width < cells
+
+
+@triton.jit
+def _added(sums, index: tl.constexpr, more):
+    """The sums with something added to one of them."""
+    return sums[:index] + (sums[index] + more,) + sums[index + 1 :]
 
 
 @triton.jit
 def _convolve(
-    x, weight, bias, plus, out, cells, height, width, channels, stride,
-    K: tl.constexpr, MIRROR: tl.constexpr, BIAS: tl.constexpr, PLUS: tl.constexpr, CELLS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    x, taps, bias, plus, out, cells, height, width, channels, stride,
+    K: tl.constexpr, MIRROR: tl.constexpr, BIAS: tl.constexpr, PLUS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCKS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    row, column, cell, there = _place(tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS), height, width, cells, COLUMNS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    row, column = (cell // width) % height, cell % width
     inside = channel < channels
-    total = tl.zeros((CELLS, CHANNELS), tl.float32)
+    start = tl.zeros((BLOCKS, CHANNELS), tl.float32)
     if BIAS:
-        total += tl.load(bias + channel, inside, 0.0).to(tl.float32)[None, :]
-    for tap in tl.static_range(K * K):
-        down, right = tap // K - K // 2, tap % K - K // 2
-        there = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-        there = there & (cell < cells)
-        at = (cell + down * width + right).to(tl.int64) * stride
-        value = tl.load(x + at[:, None] + channel[None, :], there[:, None] & inside[None, :], 0.0)
-        index = K * K - 1 - tap if MIRROR else tap
-        factor = tl.load(weight + channel * K * K + index, inside, 0.0)
-        total += value.to(tl.float32) * factor.to(tl.float32)[None, :]
-    at = cell.to(tl.int64) * channels
-    if PLUS:
-        there = (cell < cells)[:, None] & inside[None, :]
-        total += tl.load(plus + at[:, None] + channel[None, :], there, 0.0).to(tl.float32)
-    tl.store(out + at[:, None] + channel[None, :], total, (cell < cells)[:, None] & inside[None, :])
+        start += tl.load(bias + channel, inside, 0.0).to(tl.float32)[None, :]
+    totals = (start,) * COLUMNS
+    for line in tl.static_range(K):
+        down = line - K // 2
+        held = there & (row + down >= 0) & (row + down < height)
+        factors = ()
+        for tap in tl.static_range(K):
+            index = K * K - 1 - line * K - tap if MIRROR else line * K + tap
+            factors = factors + (tl.load(taps + index * channels + channel, inside, 0.0).to(tl.float32)[None, :],)
+        at = (cell + down * width).to(tl.int64) * stride
+        for j in tl.static_range(COLUMNS + K - 1):
+            right = j - K // 2
+            here = held & (column + right >= 0) & (column + right < width)
+            from_ = x + (at + right * stride)[:, None] + channel[None, :]
+            value = tl.load(from_, here[:, None] & inside[None, :], 0.0).to(tl.float32)
+            for i in tl.static_range(COLUMNS):
+                if 0 <= j - i and j - i < K:
+                    totals = _added(totals, i, value * factors[j - i])
+    for i in tl.static_range(COLUMNS):
+        real = (there & (column + i < width))[:, None] & inside[None, :]
+        at = (cell + i).to(tl.int64)[:, None] * channels + channel[None, :]
+        total = totals[i]
+        if PLUS:
+            total += tl.load(plus + at, real, 0.0).to(tl.float32)
+        tl.store(out + at, total, real)
 
 
 @triton.jit
 def _filter_gradient(
-    x, gradient, parts, cells, height, width, channels, stride,
-    K: tl.constexpr, CELLS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, gradient, parts, cells, height, width, channels, stride, steps,
+    K: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    row, column = (cell // width) % height, cell % width
     inside = channel < channels
-    at = cell.to(tl.int64) * channels
-    g = tl.load(gradient + at[:, None] + channel[None, :], (cell < cells)[:, None] & inside[None, :], 0.0)
-    g = g.to(tl.float32)
+    sums = (tl.zeros((BLOCKS, CHANNELS), tl.float32),) * (K * K + 1)
+    first = tl.program_id(0) * steps * BLOCKS + tl.arange(0, BLOCKS)
+    for step in range(steps):
+        row, column, cell, there = _place(first + step * BLOCKS, height, width, cells, COLUMNS)
+        grown = ()
+        for i in tl.static_range(COLUMNS):
+            real = (there & (column + i < width))[:, None] & inside[None, :]
+            at = (cell + i).to(tl.int64)[:, None] * channels + channel[None, :]
+            g = tl.load(gradient + at, real, 0.0).to(tl.float32)
+            grown = grown + (g,)
+            sums = _added(sums, K * K, g)
+        for line in tl.static_range(K):
+            down = line - K // 2
+            held = there & (row + down >= 0) & (row + down < height)
+            at = (cell + down * width).to(tl.int64) * stride
+            for j in tl.static_range(COLUMNS + K - 1):
+                right = j - K // 2
+                here = held & (column + right >= 0) & (column + right < width)
+                from_ = x + (at + right * stride)[:, None] + channel[None, :]
+                value = tl.load(from_, here[:, None] & inside[None, :], 0.0).to(tl.float32)
+                for i in tl.static_range(COLUMNS):
+                    if 0 <= j - i and j - i < K:
+                        sums = _added(sums, line * K + j - i, value * grown[i])
     to = parts + tl.program_id(0).to(tl.int64) * (K * K + 1) * channels + channel
-    for tap in tl.static_range(K * K):
-        down, right = tap // K - K // 2, tap % K - K // 2
-        there = (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-        there = there & (cell < cells)
-        at = (cell + down * width + right).to(tl.int64) * stride
-        value = tl.load(x + at[:, None] + channel[None, :], there[:, None] & inside[None, :], 0.0)
-        tl.store(to + tap * channels, tl.sum(g * value.to(tl.float32), 0), inside)
-    tl.store(to + K * K * channels, tl.sum(g, 0), inside)
+    for tap in tl.static_range(K * K + 1):
+        tl.store(to + tap * channels, tl.sum(sums[tap], 0), inside)
 
 
 def _even(x: Tensor) -> tuple[Tensor, int]:
@@ -72,6 +111,11 @@ def _even(x: Tensor) -> tuple[Tensor, int]:
     if x.stride(3) == 1 and x.stride(1) == width * step and x.stride(0) == height * width * step:
         return x, step
     return x.contiguous(), x.shape[3]
+
+
+def _columns(width: int) -> int:
+    """How many columns a block has on a map that is so wide."""
+    return WIDE if width > NARROW else NARROW
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:
@@ -87,11 +131,14 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool, plus: Tenso
     x, stride = _even(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     cells, height, width, channels = _sizes(x)
-    grid = (triton.cdiv(cells, CELLS), triton.cdiv(channels, CHANNELS))
+    taps = weight.flatten(1).T.contiguous()  # a tap's factors of neighbouring channels side by side
+    columns = _columns(width)
+    blocks = cells // width * triton.cdiv(width, columns)
+    grid = (triton.cdiv(blocks, BLOCKS), triton.cdiv(channels, CHANNELS))
     wrap_triton(_convolve)[grid](
-        x, weight, bias, out if plus is None else plus.contiguous(), out, cells, height, width, channels, stride,
-        K=weight.shape[-1], MIRROR=mirror, BIAS=not mirror, PLUS=plus is not None, CELLS=CELLS, CHANNELS=CHANNELS,
-        num_warps=4,
+        x, taps, bias, out if plus is None else plus.contiguous(), out, cells, height, width, channels, stride,
+        K=weight.shape[-1], MIRROR=mirror, BIAS=not mirror, PLUS=plus is not None, COLUMNS=columns, BLOCKS=BLOCKS,
+        CHANNELS=CHANNELS, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -102,11 +149,14 @@ def depthwise_filters(x: Tensor, gradient: Tensor, kernel: int) -> Tensor:
     x, stride = _even(x)
     gradient = gradient.contiguous()
     cells, height, width, channels = _sizes(x)
-    grid = (triton.cdiv(cells, PART), triton.cdiv(channels, CHANNELS))
+    columns = _columns(width) if kernel < 5 else NARROW  # the sums of 25 taps fill the registers
+    rounds, across = triton.cdiv(cells // width * triton.cdiv(width, columns), BLOCKS), triton.cdiv(channels, CHANNELS)
+    steps = max(1, rounds * across // PROGRAMS)
+    grid = (triton.cdiv(rounds, steps), across)
     parts = torch.empty((grid[0], kernel * kernel + 1, channels), dtype=torch.float32, device=x.device)
     wrap_triton(_filter_gradient)[grid](
-        x, gradient, parts, cells, height, width, channels, stride, K=kernel, CELLS=PART, CHANNELS=CHANNELS,
-        num_warps=4,
+        x, gradient, parts, cells, height, width, channels, stride, steps, K=kernel, COLUMNS=columns, BLOCKS=BLOCKS,
+        CHANNELS=CHANNELS, num_warps=4,
     )  # fmt: skip
     return parts.sum(0)
 
@@ -131,3 +181,24 @@ def _backward(ctx, gradient):
 
 
 depthwise.register_autograd(_backward, setup_context=_keep)
+
+
+# ---------------------------------------------------------------------------------------------- x + convolution(x)
+@triton_op("minigated::depthwise_added", mutates_args={})
+def depthwise_added(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The map plus its convolution, [B, h, w, C] -> same, both ways without a sum that goes through memory."""
+    return depthwise(x, weight, bias, False, x)
+
+
+def _keep_added(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _backward_added(ctx, gradient):
+    x, weight = ctx.saved_tensors
+    gradient = gradient.contiguous()
+    filters, bias = filter_gradients(x, gradient, weight)
+    return depthwise(gradient, weight, weight, True, gradient), filters, bias.to(weight.dtype)
+
+
+depthwise_added.register_autograd(_backward_added, setup_context=_keep_added)

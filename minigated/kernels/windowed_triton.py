@@ -20,6 +20,7 @@ from torch.library import triton_op, wrap_triton
 from minigated.kernels.depthwise_triton import depthwise, filter_gradients
 
 CELLS, WARPS = 64, 4  # of a program; with heads wider than 32 channels fewer cells
+GROUP = 16  # the fewest cells of whole rows, or columns, that are one product; `GW` and `GH` in the kernels
 
 
 @triton.jit
@@ -101,11 +102,9 @@ def _forward(
     windows, nh, nw, ph, pw, up, left, heads, scale,
     D: tl.constexpr, BLOCK: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TURN: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
-    HELD: tl.constexpr, PRECISION: tl.constexpr,
+    HELD: tl.constexpr, GW: tl.constexpr, GH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = HELD * HP * WP
-    GW: tl.constexpr = max(16, WP)  # cells of a group in the width pass: whole rows
-    GH: tl.constexpr = max(16, HP)
     head, d, i = tl.program_id(1), tl.arange(0, BLOCK), tl.arange(0, TILE)
     row, column, held = (i // WP) % HP, i % WP, i // (WP * HP)
     there, cell, down, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
@@ -152,11 +151,9 @@ def _backward(
     q_step, k_step, v_step, windows, nh, nw, ph, pw, up, left, heads, scale, dq_step, dv_step,
     D: tl.constexpr, BLOCK: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TURN: tl.constexpr, MORE: tl.constexpr, HP: tl.constexpr,
-    WP: tl.constexpr, HELD: tl.constexpr, PRECISION: tl.constexpr,
+    WP: tl.constexpr, HELD: tl.constexpr, GW: tl.constexpr, GH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = HELD * HP * WP
-    GW: tl.constexpr = max(16, WP)
-    GH: tl.constexpr = max(16, HP)
     head, d, i = tl.program_id(1), tl.arange(0, BLOCK), tl.arange(0, TILE)
     row, column, held = (i // WP) % HP, i % WP, i // (WP * HP)
     there, cell, down, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
@@ -236,7 +233,7 @@ def _launch(packed, v, cos, sin, tables, window: list[int], shift: list[int], so
     nh, nw = ph // window[0], pw // window[1]
     windows, (high, wide) = batch * nh * nw, (triton.next_power_of_2(side) for side in window)
     block = max(16, triton.next_power_of_2(width))
-    held = max(1, CELLS * 32 // max(32, block) // (high * wide), 16 // (high * wide))
+    held = max(1, CELLS * 32 // max(32, block) // (high * wide), GROUP // (high * wide))
     angles = [tables[0]] * 2 if cos is None else [cos.contiguous(), sin.contiguous()]
     tables = [table.contiguous() for table in tables]
     places = [q_step, k_step, v_step, windows, nh, nw, ph, pw, *shift, heads, width**-0.5]
@@ -244,7 +241,7 @@ def _launch(packed, v, cos, sin, tables, window: list[int], shift: list[int], so
     constants = {
         "D": width, "BLOCK": block, "WH": window[0], "WW": window[1], "ROWS": rows,
         "COLUMNS": columns, "SOFTMAX": softmax, "TURN": cos is not None, "HP": high, "WP": wide, "HELD": held,
-        "num_warps": WARPS,
+        "GW": max(GROUP, wide), "GH": max(GROUP, high), "num_warps": WARPS,
         "PRECISION": "ieee" if v.dtype == torch.float32 else "tf32",
     }  # fmt: skip
     return [q, k, v, *angles, *tables], places, constants, (triton.cdiv(windows, held), heads)
