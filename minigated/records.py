@@ -206,7 +206,7 @@ def caption(record: dict) -> str:
         text += f" Verdict: {record['verdict']}."
     changed = stale_files(record)
     if changed:
-        text += f" Changed since this was measured: {', '.join(changed)}."
+        text += f" Changed since this was measured: {', '.join(f'`{name}`' for name in changed)}."
     return text
 
 
