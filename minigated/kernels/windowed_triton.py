@@ -90,6 +90,13 @@ def _swapped(x, TILE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _angles(cos, sin, at, d, real):
+    """Cosines of the cells' angles, and sines with the sign that goes with `_swapped`, [TILE, BLOCK]."""
+    sign = tl.where(d % 2 == 0, -1.0, 1.0)[None, :]
+    return tl.load(cos + at, real, 0.0), tl.load(sin + at, real, 0.0) * sign
+
+
+@triton.jit
 def _turned_lines(x, LINES: tl.constexpr, LENGTH: tl.constexpr, HELD: tl.constexpr, BLOCK: tl.constexpr):
     """From lines of one direction, [HELD LINES LENGTH, BLOCK], to those of the other."""
     x = tl.permute(tl.reshape(x, [HELD, LINES, LENGTH, BLOCK]), (0, 2, 1, 3))
@@ -114,8 +121,7 @@ def _forward(
     b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
     z = tl.load(v + cell[:, None] * v_step + part, real, 0.0)
     if TURN:
-        at = (row * pw + column)[:, None] * D + d[None, :]
-        c, s = tl.load(cos + at, real, 0.0), tl.load(sin + at, real, 0.0) * tl.where(d % 2 == 0, -1.0, 1.0)[None, :]
+        c, s = _angles(cos, sin, (row * pw + column)[:, None] * D + d[None, :], d, real)
         a = (a * c + _swapped(a, TILE, BLOCK) * s).to(z.dtype)
         b = (b * c + _swapped(b, TILE, BLOCK) * s).to(z.dtype)
     q_, k_, v_ = (
@@ -163,8 +169,7 @@ def _backward(
     b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
     z = tl.load(v + cell[:, None] * v_step + part, real, 0.0)
     if TURN:
-        at = (row * pw + column)[:, None] * D + d[None, :]
-        c, s = tl.load(cos + at, real, 0.0), tl.load(sin + at, real, 0.0) * tl.where(d % 2 == 0, -1.0, 1.0)[None, :]
+        c, s = _angles(cos, sin, (row * pw + column)[:, None] * D + d[None, :], d, real)
         a = (a * c + _swapped(a, TILE, BLOCK) * s).to(z.dtype)
         b = (b * c + _swapped(b, TILE, BLOCK) * s).to(z.dtype)
     # the width pass once more
@@ -208,7 +213,8 @@ def _backward(
     tl.store(dv + cell[:, None] * dv_step + part, dz, real)
     da += tl.reshape(tl.dot(slope, k_w, input_precision=PRECISION), [TILE, BLOCK])
     db += tl.reshape(tl.dot(tl.permute(slope, (0, 2, 1)), q_w, input_precision=PRECISION), [TILE, BLOCK])
-    if TURN:  # back by the same angle
+    if TURN:  # back by the same angle, read again, since registers decide how many programs run at a time
+        c, s = _angles(cos, sin, (row * pw + column)[:, None] * D + d[None, :], d, real)
         da = da * c - _swapped(da, TILE, BLOCK) * s
         db = db * c - _swapped(db, TILE, BLOCK) * s
     at = cell[:, None] * dq_step + part
