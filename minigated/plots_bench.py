@@ -3,10 +3,11 @@
 Each function returns the figure and its alternative text, so that `show(*bars_figure(...), caption)` draws it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from minigated.bench.profile import IDLE, KINDS, OTHER
 from minigated.bench.targets import shares
@@ -88,7 +89,9 @@ def roofline_figure(points: Mapping[str, tuple[float, float]], matrix_rate: floa
     bend = matrix_rate / copy_rate
     across = [intensity for intensity, _ in points.values()] + [bend]
     left, right = min(across) / 3, max(across) * 4
-    figure, axis = plt.subplots(figsize=(5.4, 4.0))
+    columns = 1 if max(map(len, points), default=0) > 24 else 2
+    beneath = 0.22 * math.ceil(len(points) / columns) + 0.1  # inches of the legend
+    figure, axis = plt.subplots(figsize=(5.4, 3.2 + beneath))
     line = [left, bend, right]
     axis.plot(line, [roof(x, matrix_rate, copy_rate) / unit for x in line], color=INK, linewidth=2)
     axis.axvline(bend, color=INK, linewidth=1, linestyle=(0, (2, 2)))
@@ -98,14 +101,15 @@ def roofline_figure(points: Mapping[str, tuple[float, float]], matrix_rate: floa
             markerfacecolor="none" if index >= 6 else COLORS[index % 6], linestyle="",
         )  # fmt: skip
     axis.set(xscale="log", yscale="log", xlim=(left, right))
-    for side in (axis.xaxis, axis.yaxis):
+    for side, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        if high < 100 * low:  # two numbers on an axis at least
+            side.set_major_locator(LogLocator(subs=(1, 2, 5)))
         side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         side.set_minor_formatter(NullFormatter())
     axis.set_xlabel("operations a byte")
     axis.set_ylabel(name)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
-    axis.legend(fontsize=9, **below, ncols=1 if max(map(len, points), default=0) > 24 else 2)
-    figure.tight_layout()
+    figure.legend(fontsize=9, loc="lower center", ncols=columns)
+    figure.tight_layout(rect=(0, beneath / figure.get_figheight(), 1, 1))
     start = f"A roof that rises until {bend:.3g} operations a byte, then stays at {matrix_rate / unit:.3g} {name}. "
     return figure, start + _told(points, matrix_rate, copy_rate, unit, name)
 

@@ -72,7 +72,7 @@ def _vision() -> list[Target]:
     for mixer in ("retention", "swat"):
         for window in (4, 7, 8):
             case, name = f"{mixer} window {window} training", f"{mixer} core, window {window}"
-            what = f"{name}, times as fast as matrices, eager"
+            what = f"{name}, times as fast as eager matrices"
             made.append(Target(what, "retention", case, "", 5.0, ("matmul, eager",)))
             what = f"{name}, share of the copy bandwidth"
             made.append(Target(what, "retention", case, "", 0.6, key="byte_share", shown="{:.0%}"))
