@@ -96,7 +96,7 @@ def decomposed_fast(
     one tensor: where they lie so already, `minigated.retention.decomposed` saves the copy.
     """
     sides = row_window or v.shape[1], column_window or v.shape[2]
-    if form == "auto" and kernels.fits(v, *sides):
+    if form == "auto" and kernels.fits(v, *sides, (row_mask,), (column_mask,)):
         packed = torch.stack((q.to(v.dtype), k.to(v.dtype), v), 3)  # [B, h, w, 3, H, D]
         return kernels.windowed_softmax(packed, None, None, row_mask, column_mask, sides)
     v = axis_pass(q, k, v, column_mask, 2, column_window, form)

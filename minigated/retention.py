@@ -129,10 +129,11 @@ def rotated(qkv: Tensor, tables) -> tuple[Tensor, Tensor, Tensor]:
 def fused(qkv: Tensor, tables: WindowTables) -> tuple | None:
     """What the one kernel for both passes takes besides qkv; None where it does not serve, as for a padded map."""
     rows, columns = tables.rows, tables.columns
-    if rows.padding or columns.padding or not kernels.fits(qkv[..., 2, :, :], rows.window, columns.window):
-        return None
     masks = (tables.row_mask, tables.column_mask)
-    return tables.cos, tables.sin, *masks, (rows.window, columns.window), (rows.shift, columns.shift)
+    sides = (rows.window, columns.window)
+    if rows.padding or columns.padding or not kernels.fits(qkv[..., 2, :, :], *sides, masks[:1], masks[1:]):
+        return None
+    return tables.cos, tables.sin, *masks, sides, (rows.shift, columns.shift)
 
 
 def decomposed(qkv: Tensor, tables: WindowTables, form: str = "auto") -> Tensor:

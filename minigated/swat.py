@@ -142,7 +142,9 @@ def swat_decomposed(
     """
     rows, columns = tables.rows, tables.columns
     whole = not (rows.padding or columns.padding)
-    if form == "auto" and weigh is unchanged and whole and kernels.fits(v, rows.window, columns.window):
+    of_rows, of_columns = (tables.row_bias, tables.row_decay), (tables.column_bias, tables.column_decay)
+    served = whole and weigh is unchanged and kernels.fits(v, rows.window, columns.window, of_rows, of_columns)
+    if form == "auto" and served:
         return kernels.windowed_sigmoid(qk, v, tables, (rows.shift, columns.shift))
     q, k = roll_in(qk, rows, columns).unbind(3)  # [B, ph, pw, H, D]
     if tables.cos is not None:

@@ -158,7 +158,7 @@ def added(x: Tensor, conv: DepthwiseConv) -> Tensor:
 
 
 class AddedFeedForward(ConvFeedForward):
-    """`ConvFeedForward`, the same numbers, with `added`."""
+    """`ConvFeedForward` with `added`; the same weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(added(F.gelu(self.fc1(x)), self.dwconv))

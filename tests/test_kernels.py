@@ -49,10 +49,36 @@ def test_a_triton_that_is_too_old_is_as_none(monkeypatch, version):
     assert not kernels._loaded()
 
 
-@pytest.mark.parametrize(("side", "width", "fits"), [((8, 8), 32, True), ((9, 8), 32, False), ((8, 8), 256, False)])
-def test_windows_that_do_not_fit_the_chip_are_left_to_the_plain_form(monkeypatch, side, width, fits):
+@pytest.mark.parametrize(
+    ("sides", "width", "fits"),
+    [((8, 8), 32, True), ((7, 7), 32, True), ((9, 7), 32, False), ((8, 8), 256, False), ((5, 8), 32, False)],
+)
+def test_windows_that_do_not_fit_are_left_to_the_plain_form(monkeypatch, sides, width, fits):
+    """Sides count as powers of two, 9 x 7 as 16 x 8; windows of 5 x 8 do not divide the map."""
     monkeypatch.setattr(kernels, "usable", lambda x: True)
-    assert kernels.fits(torch.empty(1, 1, 1, 1, width), *side) is fits
+    assert kernels.fits(torch.empty(1, 2 * 7 * 8 * 9, 7 * 8, 1, width), *sides) is fits
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "fits"),
+    [
+        ((4, 2, 2), (4, 2, 2), True),
+        ((3, 4, 2, 2), (4, 2, 2), True),
+        ((4, 3, 3), (4, 2, 2), False),
+        ((4, 2, 2), (1, 2, 2), False),
+    ],
+)
+def test_tables_of_other_sizes_or_that_are_learnt_are_left_to_the_plain_form(monkeypatch, rows, columns, fits):
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    v, rows, columns = torch.empty(1, 6, 6, 4, 16), torch.zeros(rows), torch.zeros(columns)
+    assert kernels.fits(v, 2, 2, (rows,), (columns,)) is fits
+    assert not kernels.fits(v, 2, 2, (rows,), (columns.requires_grad_(),))
+
+
+@pytest.mark.parametrize("convolve", [kernels.depthwise, kernels.depthwise_added])
+def test_a_map_with_other_channels_than_the_filters_is_refused(convolve):
+    with pytest.raises(InputError, match="a map of 4 channels; accepted: 6, as many as filters"):
+        convolve(torch.zeros(1, 2, 2, 4), torch.zeros(6, 1, 3, 3), torch.zeros(6))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: pip install -e .[kernels]")

@@ -116,7 +116,6 @@ def prepare_ours(config: LMConfig, way: str, batch: int, tokens: int, device: to
     torch.manual_seed(0)
     model, data = build_lm(config, device), windows(config, batch, tokens, device)
     model.train()
-    # a function of our own, or two rows would share one list of compiled graphs
     loss = bound(lambda model, data: TrainingLoss(chunk=chunk)(model, data), model, data, way in (COMPILED, BOTH))
     weights = watched(model)
 
@@ -149,7 +148,10 @@ def our_row(
 def prepare_peer(
     kind: str, config: LMConfig, way: str, batch: int, tokens: int, device: torch.device, experts: str
 ) -> Prepared:
-    """A model of transformers. Its loss and gradients must be those of ours with its weights."""
+    """A model of transformers. Its loss and gradients must be those of ours with its weights.
+
+    With experts both are checked in float32, one sequence, and not compiled.
+    """
     torch.manual_seed(0)
     model, data = qwen(kind, config, device, experts), windows(config, batch, tokens, device)
     model.train()

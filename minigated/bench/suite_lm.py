@@ -1,8 +1,8 @@
 """Training of dense language models: the price of a gate at equal parameters, and transformers' models beside it.
 
 Cases: two sizes beside transformers' Qwen3 and Qwen3-Next; two widths with 2,048 tokens for the gates alone, where the
-feed-forward of a gated model is narrowed until its parameters equal those of the one without. Each model beside
-transformers' stands there once more with its loss computed in chunks (`minigated.chunked_loss`): the same numbers. On a
+feed-forward of a gated model is narrowed until its parameters equal those of the one without. Beside transformers' the
+model without gate stands once more with its loss computed in chunks (`minigated.chunked_loss`): the same numbers. On a
 GPU steps are also recorded as one CUDA graph, ours and transformers'.
 """
 
@@ -40,7 +40,7 @@ BESIDE = {
         "350 M": (shape(1024, 21, 16, 16, 3072, 32_000, 2048), 8, 2048),
     },
 }
-LARGE = ("350 M",)  # only compiled: the models of a case are in memory together
+LARGE = ("350 M",)  # not eager: the models of a case are in memory together
 GATED = {
     "cpu": {},
     "gpu": {

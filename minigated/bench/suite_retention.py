@@ -21,8 +21,8 @@ from minigated.swat_tables import SwatTableBuilder
 
 CLAIM = "one fused kernel for both passes of a window is five times as fast as eager matrix products"
 FILES = [
-    *("decay_passes.py", "retention.py", "swat.py", "swat_tables.py", "windows.py", "bench/suite_retention.py"),
-    *("kernels/__init__.py", "kernels/windowed_triton.py", "cuda_graph.py"),
+    *("decay.py", "decay_passes.py", "retention.py", "swat.py", "swat_tables.py", "tables.py", "windows.py"),
+    *("kernels/__init__.py", "kernels/windowed_triton.py", "cuda_graph.py", "bench/suite_retention.py"),
 ]
 # images, side of the map, channels, heads. 32 channels a head; on a GPU q, k, v are far larger than its cache.
 SIZES = {"cpu": (8, 16, 64, 2), "gpu": (64, 56, 128, 4)}
@@ -41,7 +41,7 @@ CHECKED = 2  # images that are compared with the reference
 
 
 def swat_by_matrices(qk, v, tables):
-    """The matrix form on the first images, float64: what the brute-force loops of chapter 6 are held against."""
+    """The matrix form: what the brute-force loops of chapter 6 are held against."""
     return swat.swat_decomposed(qk, v, tables, form="matmul")
 
 

@@ -25,7 +25,7 @@ from minigated.vit_sizes import SIZES, build_vit
 
 CLAIM = "a gated retention backbone trains at least as fast as a compiled Swin with as many parameters"
 FILES = [
-    "vit.py", "vit_mixers.py", "vit_parts.py", "vit_sizes.py", "retention.py", "decay_passes.py", "swat.py",
+    "vit.py", "vit_mixers.py", "vit_parts.py", "vit_sizes.py", "retention.py", "decay.py", "decay_passes.py", "swat.py",
     "swat_tables.py", "layers.py", "windows.py", "tables.py", "kernels/__init__.py", "kernels/depthwise_triton.py",
     "kernels/windowed_triton.py", "bench/lm_rows.py", "bench/peers.py", "cuda_graph.py", "bench/suite_vit.py",
 ]  # fmt: skip

@@ -10,8 +10,10 @@ import contextlib
 import torch
 from torch import Tensor
 
+from minigated.errors import InputError
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CELLS, WIDTH = 64, 128  # of a window, of a head: what fits on the chip at once
+CELLS, WIDTH = 64, 128  # of a window, sides rounded up to powers of two, and of a head: what fits on the chip at once
 OLDEST = (3, 5)  # of Triton: tuples in kernels, kernels that start early; torch 2.9 brings it along
 WANTED = f"Triton {OLDEST[0]}.{OLDEST[1]}, a GPU and float32, bfloat16 or float16"  # for a refusal
 _allowed = True
@@ -39,7 +41,7 @@ def usable(x: Tensor) -> bool:
 
 @contextlib.contextmanager
 def switched_off():
-    """Plain forms only while the context lasts, for comparisons; what is compiled already stays as it is."""
+    """Plain forms only while the context lasts, for comparisons; a recorded CUDA graph stays as it is."""
     global _allowed
     before, _allowed = _allowed, False
     try:
@@ -48,9 +50,31 @@ def switched_off():
         _allowed = before
 
 
-def fits(v: Tensor, row_window: int, column_window: int) -> bool:
-    """Whether `windowed` serves values [B, h, w, H, D] in windows of these sides."""
-    return row_window * column_window <= CELLS and v.shape[-1] <= WIDTH and usable(v)
+def _padded(side: int) -> int:
+    """The power of two that holds so many cells."""
+    held = 1
+    while held < side:
+        held *= 2
+    return held
+
+
+def fits(v: Tensor, row_window: int, column_window: int, row_tables=(), column_tables=()) -> bool:
+    """Whether `windowed` serves values [B, h, w, H, D] in windows of these sides.
+
+    Args:
+        row_tables, column_tables: of the height pass and of the width pass, [..., H, W, W]; none may want a gradient.
+    """
+    if not usable(v) or _padded(row_window) * _padded(column_window) > CELLS or v.shape[-1] > WIDTH:
+        return False
+    if v.shape[1] % row_window or v.shape[2] % column_window:
+        return False
+    pairs = [*((t, row_window) for t in row_tables), *((t, column_window) for t in column_tables)]
+    return all(t.shape[-3:] == (v.shape[3], side, side) and not t.requires_grad for t, side in pairs)
+
+
+def _check_filters(x: Tensor, weight: Tensor) -> None:
+    if x.shape[-1] != weight.shape[0]:
+        raise InputError(f"a map of {x.shape[-1]} channels; accepted: {weight.shape[0]}, as many as filters")
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -59,6 +83,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Args:
         x: [B, h, w, C]. weight: [C, 1, k, k], k odd. bias: [C].
     """
+    _check_filters(x, weight)
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
     return torch.ops.minigated.depthwise(x, weight, bias, False, None)
@@ -66,6 +91,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def depthwise_added(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The map plus its convolution in one kernel; arguments as in `depthwise`, the map in the dtype of the result."""
+    _check_filters(x, weight)
     return torch.ops.minigated.depthwise_added(x, weight, bias)
 
 
@@ -90,7 +116,7 @@ def windowed_local(
     qkv: Tensor, conv: torch.nn.Conv2d, cos: Tensor | None, sin: Tensor | None, row_mask: Tensor, column_mask: Tensor,
     window: tuple[int, int], shift: tuple[int, int] = (0, 0),
 ) -> Tensor:  # fmt: skip
-    """`windowed_softmax` plus a depth-wise convolution of the values, as which the two gradients of v are one."""
+    """`windowed_softmax` plus a depth-wise convolution of the values, whose two gradients are summed on the way."""
     masks = (row_mask, column_mask)
     return torch.ops.minigated.windowed_local(qkv, conv.weight, conv.bias, cos, sin, *masks, list(window), list(shift))
 

@@ -12,6 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from minigated.errors import InputError
+
 CHANNELS, BLOCKS = 64, 8  # channels and blocks of columns of one program
 WIDE, NARROW = 8, 4  # columns of a block
 PROGRAMS = 1024  # of the gradient of the filters, if there is work for so many: each leaves its sums in memory
@@ -119,7 +121,7 @@ def _columns(width: int) -> int:
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, int]:
-    return x.shape[:3].numel(), *x.shape[1:]
+    return x.shape[0] * x.shape[1] * x.shape[2], *x.shape[1:]
 
 
 @triton_op("minigated::depthwise", mutates_args={})
@@ -131,7 +133,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool, plus: Tenso
     x, stride = _even(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     cells, height, width, channels = _sizes(x)
-    taps = weight.flatten(1).T.contiguous()  # a tap's factors of neighbouring channels side by side
+    taps, bias = weight.flatten(1).T.contiguous(), bias.contiguous()  # taps: neighbouring channels' side by side
     columns = _columns(width)
     blocks = cells // width * triton.cdiv(width, columns)
     grid = (triton.cdiv(blocks, BLOCKS), triton.cdiv(channels, CHANNELS))
@@ -162,6 +164,8 @@ def depthwise_filters(x: Tensor, gradient: Tensor, kernel: int) -> Tensor:
 
 
 def _keep(ctx, inputs, output) -> None:
+    if inputs[3]:
+        raise InputError("the gradient of a map is not differentiable again; switch the kernels off for that")
     ctx.save_for_backward(*inputs[:2])
     ctx.plus = inputs[4] is not None
 

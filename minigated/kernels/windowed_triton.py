@@ -106,7 +106,7 @@ def _turned_lines(x, LINES: tl.constexpr, LENGTH: tl.constexpr, HELD: tl.constex
 @triton.jit
 def _forward(
     q, k, v, cos, sin, row_add, column_add, row_times, column_times, out, q_step, k_step, v_step,
-    windows, nh, nw, ph, pw, up, left, heads, scale,
+    windows, nh, nw, ph, pw, up, left, heads, SCALE: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TURN: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
     HELD: tl.constexpr, GW: tl.constexpr, GH: tl.constexpr, PRECISION: tl.constexpr,
@@ -128,7 +128,7 @@ def _forward(
         tl.reshape(a, [TILE // GW, GW, BLOCK]), tl.reshape(b, [TILE // GW, GW, BLOCK]),
         tl.reshape(z, [TILE // GW, GW, BLOCK]),
     )  # fmt: skip
-    scores = tl.dot(q_, tl.permute(k_, (0, 2, 1)), input_precision=PRECISION) * scale
+    scores = tl.dot(q_, tl.permute(k_, (0, 2, 1)), input_precision=PRECISION) * SCALE
     g = tl.arange(0, GW)
     weights, _ = _weights(scores, column_add, column_times, (g // WP)[None, :], (g % WP)[None, :],
                           tl.reshape(there, [TILE // GW, GW]), tl.reshape(right, [TILE // GW, GW]), head, heads,
@@ -141,7 +141,7 @@ def _forward(
     q_ = tl.reshape(_turned_lines(a, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
     k_ = tl.reshape(_turned_lines(b, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
     v_ = tl.reshape(_turned_lines(z, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
-    scores = tl.dot(q_, tl.permute(k_, (0, 2, 1)), input_precision=PRECISION) * scale
+    scores = tl.dot(q_, tl.permute(k_, (0, 2, 1)), input_precision=PRECISION) * SCALE
     g = tl.arange(0, GH)
     weights, _ = _weights(scores, row_add, row_times, (g // HP)[None, :], (g % HP)[None, :],
                           tl.reshape(there, [TILE // GH, GH]), tl.reshape(down, [TILE // GH, GH]), head, heads,
@@ -153,8 +153,8 @@ def _forward(
 
 @triton.jit
 def _backward(
-    q, k, v, cos, sin, row_add, column_add, row_times, column_times, gradient, more, dq, dk, dv,
-    q_step, k_step, v_step, windows, nh, nw, ph, pw, up, left, heads, scale, dq_step, dv_step,
+    q, k, v, cos, sin, row_add, column_add, row_times, column_times, gradient, more, made, apart,
+    q_step, k_step, v_step, windows, nh, nw, ph, pw, up, left, heads, step, SCALE: tl.constexpr, PACKED: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, SOFTMAX: tl.constexpr, TURN: tl.constexpr, MORE: tl.constexpr, HP: tl.constexpr,
     WP: tl.constexpr, HELD: tl.constexpr, GW: tl.constexpr, GH: tl.constexpr, PRECISION: tl.constexpr,
@@ -177,7 +177,7 @@ def _backward(
         tl.reshape(a, [TILE // GW, GW, BLOCK]), tl.reshape(b, [TILE // GW, GW, BLOCK]),
         tl.reshape(z, [TILE // GW, GW, BLOCK]),
     )  # fmt: skip
-    scores = tl.dot(q_w, tl.permute(k_w, (0, 2, 1)), input_precision=PRECISION) * scale
+    scores = tl.dot(q_w, tl.permute(k_w, (0, 2, 1)), input_precision=PRECISION) * SCALE
     g = tl.arange(0, GW)
     p, p_slope = _weights(scores, column_add, column_times, (g // WP)[None, :], (g % WP)[None, :],
                           tl.reshape(there, [TILE // GW, GW]), tl.reshape(right, [TILE // GW, GW]), head, heads,
@@ -191,13 +191,13 @@ def _backward(
     q_h = tl.reshape(_turned_lines(a, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
     k_h = tl.reshape(_turned_lines(b, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
     v_h = tl.reshape(_turned_lines(tl.reshape(middle, [TILE, BLOCK]), HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
-    scores = tl.dot(q_h, tl.permute(k_h, (0, 2, 1)), input_precision=PRECISION) * scale
+    scores = tl.dot(q_h, tl.permute(k_h, (0, 2, 1)), input_precision=PRECISION) * SCALE
     g = tl.arange(0, GH)
     r, r_slope = _weights(scores, row_add, row_times, (g // HP)[None, :], (g % HP)[None, :],
                           tl.reshape(there_h, [TILE // GH, GH]), tl.reshape(down, [TILE // GH, GH]), head, heads,
                           WH, ROWS, SOFTMAX)  # fmt: skip
     change = tl.dot(dy, tl.permute(v_h, (0, 2, 1)), input_precision=PRECISION)
-    slope = (_slope(change, r, r_slope, SOFTMAX) * scale).to(z.dtype)
+    slope = (_slope(change, r, r_slope, SOFTMAX) * SCALE).to(z.dtype)
     da = tl.dot(slope, k_h, input_precision=PRECISION)
     db = tl.dot(tl.permute(slope, (0, 2, 1)), q_h, input_precision=PRECISION)
     dz = tl.dot(tl.permute(r.to(z.dtype), (0, 2, 1)), dy, input_precision=PRECISION).to(z.dtype)
@@ -206,20 +206,23 @@ def _backward(
     dz = tl.reshape(_turned_lines(tl.reshape(dz, [TILE, BLOCK]), WP, HP, HELD, BLOCK), [TILE // GW, GW, BLOCK])
     # those of the width pass
     change = tl.dot(dz, tl.permute(v_w, (0, 2, 1)), input_precision=PRECISION)
-    slope = (_slope(change, p, p_slope, SOFTMAX) * scale).to(z.dtype)
+    slope = (_slope(change, p, p_slope, SOFTMAX) * SCALE).to(z.dtype)
     dz = tl.reshape(tl.dot(tl.permute(p.to(z.dtype), (0, 2, 1)), dz, input_precision=PRECISION), [TILE, BLOCK])
     if MORE:
         dz += tl.load(more + cell[:, None] * (heads * D) + part, real, 0.0)
-    tl.store(dv + cell[:, None] * dv_step + part, dz, real)
+    at = cell[:, None] * step + part
+    if PACKED:
+        tl.store(made + 2 * heads * D + at, dz, real)
+    else:
+        tl.store(apart + cell[:, None] * (heads * D) + part, dz, real)
     da += tl.reshape(tl.dot(slope, k_w, input_precision=PRECISION), [TILE, BLOCK])
     db += tl.reshape(tl.dot(tl.permute(slope, (0, 2, 1)), q_w, input_precision=PRECISION), [TILE, BLOCK])
     if TURN:  # back by the same angle, read again, since registers decide how many programs run at a time
         c, s = _angles(cos, sin, (row * pw + column)[:, None] * D + d[None, :], d, real)
         da = da * c - _swapped(da, TILE, BLOCK) * s
         db = db * c - _swapped(db, TILE, BLOCK) * s
-    at = cell[:, None] * dq_step + part
-    tl.store(dq + at, da, real)
-    tl.store(dk + at, db, real)
+    tl.store(made + at, da, real)
+    tl.store(made + heads * D + at, db, real)
 
 
 def _even(x: Tensor) -> tuple[Tensor, int]:
@@ -242,10 +245,10 @@ def _launch(packed, v, cos, sin, tables, window: list[int], shift: list[int], so
     held = max(1, CELLS * 32 // max(32, block) // (high * wide), GROUP // (high * wide))
     angles = [tables[0]] * 2 if cos is None else [cos.contiguous(), sin.contiguous()]
     tables = [table.contiguous() for table in tables]
-    places = [q_step, k_step, v_step, windows, nh, nw, ph, pw, *shift, heads, width**-0.5]
+    places = [q_step, k_step, v_step, windows, nh, nw, ph, pw, *shift, heads]
     rows, columns = (1 if t.ndim == 3 else len(t) for t in (tables[2:] if not softmax else tables[:2]))
-    constants = {
-        "D": width, "BLOCK": block, "WH": window[0], "WW": window[1], "ROWS": rows,
+    constants = {  # the scale too: as an argument a compiler would take it for float64, and with it all that follows
+        "SCALE": width**-0.5, "D": width, "BLOCK": block, "WH": window[0], "WW": window[1], "ROWS": rows,
         "COLUMNS": columns, "SOFTMAX": softmax, "TURN": cos is not None, "HP": high, "WP": wide, "HELD": held,
         "GW": max(GROUP, wide), "GH": max(GROUP, high), "num_warps": WARPS,
         "PRECISION": "ieee" if v.dtype == torch.float32 else "tf32",
@@ -264,8 +267,9 @@ def windowed(
     Args:
         packed: [B, h, w, 2, H, D], queries and keys; without `v` [B, h, w, 3, H, D], values too. v: [B, h, w, H, D].
         cos, sin: of the rotation, [h, w, D], of which the first window is read; none for no rotation.
-        row_add, column_add: added to the scores, [H, W, W] or one a segment. row_times, column_times: multiply the
-            sigmoid; a softmax does not read them. window, shift: cells along height and width.
+        row_add, column_add: added to the scores, [H, W, W] or, for a softmax, one a segment. row_times, column_times:
+            multiply the sigmoid, [H, W, W] or one a segment; a softmax does not read them.
+        window, shift: cells along height and width.
 
     Returns:
         [B, h, w, H, D].
@@ -289,12 +293,10 @@ def windowed_gradients(
     gradient = gradient.contiguous()
     made = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
     apart = torch.empty(0 if v is None else v.shape, dtype=packed.dtype, device=packed.device)
-    step, channels = made.stride(2), gradient.shape[3:].numel()
-    where = made.select(3, 2) if v is None else apart
     other = gradient if more is None else more.contiguous()
     wrap_triton(_backward)[grid](
-        *tensors, gradient, other, made.select(3, 0), made.select(3, 1), where, *places, step,
-        step if v is None else channels, MORE=more is not None, **constants,
+        *tensors, gradient, other, made, apart, *places, made.stride(2), PACKED=v is None, MORE=more is not None,
+        **constants,
     )  # fmt: skip
     return made, apart
 
@@ -337,10 +339,10 @@ def _keep_local(ctx, inputs, output) -> None:
 def _gradients_local(ctx, gradient):
     qkv, filters, bias, cos, sin, *masks = ctx.saved_tensors
     flat = gradient.flatten(-2).contiguous()
-    values, sums = filter_gradients(qkv.select(3, 2).flatten(-2), flat, filters)
+    taps, offset = filter_gradients(qkv.select(3, 2).flatten(-2), flat, filters)
     more = depthwise(flat, filters, filters, True, None).view_as(gradient)
     packed, _ = windowed_gradients(qkv, None, cos, sin, *masks, *masks, gradient, more, *ctx.rest, True)
-    return packed, values, sums.to(bias.dtype), *(None,) * 6
+    return packed, taps, offset.to(bias.dtype), *(None,) * 6
 
 
 windowed_local.register_autograd(_gradients_local, setup_context=_keep_local)
