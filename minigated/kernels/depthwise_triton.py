@@ -107,7 +107,7 @@ def _filter_gradient(
         tl.store(to + tap * channels, tl.sum(sums[tap], 0), inside)
 
 
-def _even(x: Tensor) -> tuple[Tensor, int]:
+def even(x: Tensor) -> tuple[Tensor, int]:
     """The map with all cells the same stride apart, which a slice of a wider map has too; and that stride."""
     step, (_, height, width, _) = x.stride(2), x.shape
     if x.stride(3) == 1 and x.stride(1) == width * step and x.stride(0) == height * width * step:
@@ -130,7 +130,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool, plus: Tenso
 
     `plus`, [B, h, w, C], is added to the result.
     """
-    x, stride = _even(x)
+    x, stride = even(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     cells, height, width, channels = _sizes(x)
     taps, bias = weight.flatten(1).T.contiguous(), bias.contiguous()  # taps: neighbouring channels' side by side
@@ -148,7 +148,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool, plus: Tenso
 @triton_op("minigated::depthwise_filters", mutates_args={})
 def depthwise_filters(x: Tensor, gradient: Tensor, kernel: int) -> Tensor:
     """Sums over all cells: [k * k + 1, C] float32, the filters' gradient tap by tap and the bias' in the last row."""
-    x, stride = _even(x)
+    x, stride = even(x)
     gradient = gradient.contiguous()
     cells, height, width, channels = _sizes(x)
     columns = _columns(width) if kernel < 5 else NARROW  # the sums of 25 taps fill the registers

@@ -17,22 +17,40 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from minigated.kernels.depthwise_triton import depthwise, filter_gradients
+from minigated.kernels.depthwise_triton import depthwise, even, filter_gradients
 
 CELLS, WARPS = 64, 4  # of a program; with heads wider than 32 channels fewer cells
 GROUP = 16  # the fewest cells of whole rows, or columns, that are one product; `GW` and `GH` in the kernels
 
 
 @triton.jit
-def _weights(
-    scores, add, times, line, one, there, place, head, heads,
-    W: tl.constexpr, SEGMENTS: tl.constexpr, SOFTMAX: tl.constexpr,
-):  # fmt: skip
-    """Weights of a pass and, for the sigmoid, their derivative, [groups, G, G].
+def _grouped(x, G: tl.constexpr):
+    """[TILE, BLOCK] -> [TILE // G, G, BLOCK]."""
+    return tl.reshape(x, [x.shape[0] // G, G, x.shape[1]])
 
-    Of a group's cells, [1, G] or [groups, G]: `line` and `one`, in which line and where in it; `there`, whether it is a
-    cell; `place`, of which window along the axis.
+
+@triton.jit
+def _flat(x):
+    """[groups, G, BLOCK] -> [groups * G, BLOCK]."""
+    return tl.reshape(x, [x.shape[0] * x.shape[1], x.shape[2]])
+
+
+@triton.jit
+def _shares(
+    a, b, add, times, there, place, head, heads, SCALE: tl.constexpr, W: tl.constexpr, LINE: tl.constexpr,
+    G: tl.constexpr, SEGMENTS: tl.constexpr, SOFTMAX: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What each cell takes of the others in its line and, for the sigmoid, the derivative of that, [groups, G, G].
+
+    Args:
+        a, b: queries and keys of whole lines one after another, [TILE, BLOCK]. there: whether a cell is one, [TILE].
+        place: of which window along the axis it is, [TILE]. W, LINE: cells of a line, and that as a power of two.
     """
+    queries, keys = _grouped(a, G), _grouped(b, G)
+    there, place = tl.reshape(there, [a.shape[0] // G, G]), tl.reshape(place, [a.shape[0] // G, G])
+    scores = tl.dot(queries, tl.permute(keys, (0, 2, 1)), input_precision=PRECISION) * SCALE
+    g = tl.arange(0, G)
+    line, one = (g // LINE)[None, :], (g % LINE)[None, :]
     same = (line[:, :, None] == line[:, None, :]) & there[:, None, :]
     inside = (one < W)[:, :, None] & (one < W)[:, None, :]
     within = (head * W + one[:, :, None]) * W + one[:, None, :]
@@ -45,21 +63,37 @@ def _weights(
         scores = tl.where(same, scores + tl.load(add + at, allowed, 0.0), float("-inf"))
         top = tl.max(scores, 2)
         top = tl.where(top == float("-inf"), 0.0, top)
-        weights = tl.exp(scores - top[:, :, None])
-        total = tl.sum(weights, 2)
-        weights = weights * (1.0 / tl.where(total == 0.0, 1.0, total))[:, :, None]
-        return weights, weights
+        shares = tl.exp(scores - top[:, :, None])
+        total = tl.sum(shares, 2)
+        shares = shares * (1.0 / tl.where(total == 0.0, 1.0, total))[:, :, None]
+        return shares, shares
     open_ = 1.0 / (1.0 + tl.exp(-(scores + tl.load(add + within, inside, 0.0))))  # slopes know no regions
     decay = tl.where(same, tl.load(times + at, allowed, 0.0), 0.0)
     return open_ * decay, open_ * (1.0 - open_) * decay
 
 
 @triton.jit
-def _slope(gradient, weights, derivative, SOFTMAX: tl.constexpr):
-    """From the gradient of the weights to that of the scores."""
+def _taken(shares, z, G: tl.constexpr, PRECISION: tl.constexpr):
+    """The result of a pass: shares of the values, [TILE, BLOCK] float32."""
+    return _flat(tl.dot(shares.to(z.dtype), _grouped(z, G), input_precision=PRECISION))
+
+
+@triton.jit
+def _pass_gradients(
+    dy, a, b, z, shares, derivative, SCALE: tl.constexpr, G: tl.constexpr, SOFTMAX: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """From the gradient of a pass's result to those of queries, keys and values, [TILE, BLOCK] float32."""
+    dy, a, b, z = _grouped(dy, G), _grouped(a, G), _grouped(b, G), _grouped(z, G)
+    dz = _flat(tl.dot(tl.permute(shares.to(z.dtype), (0, 2, 1)), dy, input_precision=PRECISION))
+    slope = tl.dot(dy, tl.permute(z, (0, 2, 1)), input_precision=PRECISION)
     if SOFTMAX:
-        return weights * (gradient - tl.sum(weights * gradient, 2)[:, :, None])
-    return gradient * derivative
+        slope = shares * (slope - tl.sum(shares * slope, 2)[:, :, None])
+    else:
+        slope = slope * derivative
+    slope = (slope * SCALE).to(a.dtype)
+    da = _flat(tl.dot(slope, b, input_precision=PRECISION))
+    return da, _flat(tl.dot(tl.permute(slope, (0, 2, 1)), a, input_precision=PRECISION)), dz
 
 
 @triton.jit
@@ -104,6 +138,22 @@ def _turned_lines(x, LINES: tl.constexpr, LENGTH: tl.constexpr, HELD: tl.constex
 
 
 @triton.jit
+def _read(
+    q, k, v, cos, sin, cell, part, corner, d, real, q_step, k_step, v_step, TURN: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Queries and keys, rotated, and values of the tile's cells, [TILE, BLOCK]; `corner`: where its angles lie."""
+    a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
+    b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
+    z = tl.load(v + cell[:, None] * v_step + part, real, 0.0)
+    if TURN:
+        c, s = _angles(cos, sin, corner, d, real)
+        a = (a * c + _swapped(a, TILE, BLOCK) * s).to(z.dtype)
+        b = (b * c + _swapped(b, TILE, BLOCK) * s).to(z.dtype)
+    return a, b, z
+
+
+@triton.jit
 def _forward(
     q, k, v, cos, sin, row_add, column_add, row_times, column_times, out, q_step, k_step, v_step,
     windows, nh, nw, ph, pw, up, left, heads, SCALE: tl.constexpr,
@@ -113,42 +163,21 @@ def _forward(
 ):  # fmt: skip
     TILE: tl.constexpr = HELD * HP * WP
     head, d, i = tl.program_id(1), tl.arange(0, BLOCK), tl.arange(0, TILE)
-    row, column, held = (i // WP) % HP, i % WP, i // (WP * HP)
-    there, cell, down, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
-    real = there[:, None] & (d < D)[None, :]
     part = (head * D + d)[None, :]
-    a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
-    b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
-    z = tl.load(v + cell[:, None] * v_step + part, real, 0.0)
-    if TURN:
-        c, s = _angles(cos, sin, (row * pw + column)[:, None] * D + d[None, :], d, real)
-        a = (a * c + _swapped(a, TILE, BLOCK) * s).to(z.dtype)
-        b = (b * c + _swapped(b, TILE, BLOCK) * s).to(z.dtype)
-    q_, k_, v_ = (
-        tl.reshape(a, [TILE // GW, GW, BLOCK]), tl.reshape(b, [TILE // GW, GW, BLOCK]),
-        tl.reshape(z, [TILE // GW, GW, BLOCK]),
-    )  # fmt: skip
-    scores = tl.dot(q_, tl.permute(k_, (0, 2, 1)), input_precision=PRECISION) * SCALE
-    g = tl.arange(0, GW)
-    weights, _ = _weights(scores, column_add, column_times, (g // WP)[None, :], (g % WP)[None, :],
-                          tl.reshape(there, [TILE // GW, GW]), tl.reshape(right, [TILE // GW, GW]), head, heads,
-                          WW, COLUMNS, SOFTMAX)  # fmt: skip
-    z = tl.dot(weights.to(z.dtype), v_, input_precision=PRECISION).to(z.dtype)
-    z = tl.reshape(z, [TILE, BLOCK])
+    row, column, held = (i // WP) % HP, i % WP, i // (WP * HP)
+    there, cell, _, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
+    real, corner = there[:, None] & (d < D)[None, :], (row * pw + column)[:, None] * D + d[None, :]
+    a, b, z = _read(q, k, v, cos, sin, cell, part, corner, d, real, q_step, k_step, v_step, TURN, TILE, BLOCK)
+    shares, _ = _shares(a, b, column_add, column_times, there, right, head, heads, SCALE, WW, WP, GW, COLUMNS, SOFTMAX,
+                        PRECISION)  # fmt: skip
+    z = _taken(shares, z, GW, PRECISION).to(z.dtype)
 
-    row, column = i % HP, (i // HP) % WP
-    there, cell, down, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
-    q_ = tl.reshape(_turned_lines(a, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
-    k_ = tl.reshape(_turned_lines(b, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
-    v_ = tl.reshape(_turned_lines(z, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
-    scores = tl.dot(q_, tl.permute(k_, (0, 2, 1)), input_precision=PRECISION) * SCALE
-    g = tl.arange(0, GH)
-    weights, _ = _weights(scores, row_add, row_times, (g // HP)[None, :], (g % HP)[None, :],
-                          tl.reshape(there, [TILE // GH, GH]), tl.reshape(down, [TILE // GH, GH]), head, heads,
-                          WH, ROWS, SOFTMAX)  # fmt: skip
-    y = tl.dot(weights.to(v_.dtype), v_, input_precision=PRECISION)
-    real = there[:, None] & (d < D)[None, :]
-    tl.store(out + cell[:, None] * (heads * D) + part, tl.reshape(y, [TILE, BLOCK]), real)
+    there, cell, down, _ = _cells(i % HP, (i // HP) % WP, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
+    a, b = _turned_lines(a, HP, WP, HELD, BLOCK), _turned_lines(b, HP, WP, HELD, BLOCK)
+    shares, _ = _shares(a, b, row_add, row_times, there, down, head, heads, SCALE, WH, HP, GH, ROWS, SOFTMAX,
+                        PRECISION)  # fmt: skip
+    y = _taken(shares, _turned_lines(z, HP, WP, HELD, BLOCK), GH, PRECISION)
+    tl.store(out + cell[:, None] * (heads * D) + part, y, there[:, None] & (d < D)[None, :])
 
 
 @triton.jit
@@ -161,53 +190,27 @@ def _backward(
 ):  # fmt: skip
     TILE: tl.constexpr = HELD * HP * WP
     head, d, i = tl.program_id(1), tl.arange(0, BLOCK), tl.arange(0, TILE)
-    row, column, held = (i // WP) % HP, i % WP, i // (WP * HP)
-    there, cell, down, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
-    real = there[:, None] & (d < D)[None, :]
     part = (head * D + d)[None, :]
-    a = tl.load(q + cell[:, None] * q_step + part, real, 0.0)
-    b = tl.load(k + cell[:, None] * k_step + part, real, 0.0)
-    z = tl.load(v + cell[:, None] * v_step + part, real, 0.0)
-    if TURN:
-        c, s = _angles(cos, sin, (row * pw + column)[:, None] * D + d[None, :], d, real)
-        a = (a * c + _swapped(a, TILE, BLOCK) * s).to(z.dtype)
-        b = (b * c + _swapped(b, TILE, BLOCK) * s).to(z.dtype)
+    row, column, held = (i // WP) % HP, i % WP, i // (WP * HP)
+    there, cell, _, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
+    real, corner = there[:, None] & (d < D)[None, :], (row * pw + column)[:, None] * D + d[None, :]
+    a, b, z = _read(q, k, v, cos, sin, cell, part, corner, d, real, q_step, k_step, v_step, TURN, TILE, BLOCK)
     # the width pass once more
-    q_w, k_w, v_w = (
-        tl.reshape(a, [TILE // GW, GW, BLOCK]), tl.reshape(b, [TILE // GW, GW, BLOCK]),
-        tl.reshape(z, [TILE // GW, GW, BLOCK]),
-    )  # fmt: skip
-    scores = tl.dot(q_w, tl.permute(k_w, (0, 2, 1)), input_precision=PRECISION) * SCALE
-    g = tl.arange(0, GW)
-    p, p_slope = _weights(scores, column_add, column_times, (g // WP)[None, :], (g % WP)[None, :],
-                          tl.reshape(there, [TILE // GW, GW]), tl.reshape(right, [TILE // GW, GW]), head, heads,
-                          WW, COLUMNS, SOFTMAX)  # fmt: skip
-    middle = tl.dot(p.to(z.dtype), v_w, input_precision=PRECISION).to(z.dtype)
+    p, p_slope = _shares(a, b, column_add, column_times, there, right, head, heads, SCALE, WW, WP, GW, COLUMNS, SOFTMAX,
+                         PRECISION)  # fmt: skip
+    between = _taken(p, z, GW, PRECISION).to(z.dtype)
     # the height pass and its gradients
-    row_h, column_h = i % HP, (i // HP) % WP
-    there_h, cell_h, down, _ = _cells(row_h, column_h, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
-    real_h = there_h[:, None] & (d < D)[None, :]
-    dy = tl.reshape(tl.load(gradient + cell_h[:, None] * (heads * D) + part, real_h, 0.0), [TILE // GH, GH, BLOCK])
-    q_h = tl.reshape(_turned_lines(a, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
-    k_h = tl.reshape(_turned_lines(b, HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
-    v_h = tl.reshape(_turned_lines(tl.reshape(middle, [TILE, BLOCK]), HP, WP, HELD, BLOCK), [TILE // GH, GH, BLOCK])
-    scores = tl.dot(q_h, tl.permute(k_h, (0, 2, 1)), input_precision=PRECISION) * SCALE
-    g = tl.arange(0, GH)
-    r, r_slope = _weights(scores, row_add, row_times, (g // HP)[None, :], (g % HP)[None, :],
-                          tl.reshape(there_h, [TILE // GH, GH]), tl.reshape(down, [TILE // GH, GH]), head, heads,
-                          WH, ROWS, SOFTMAX)  # fmt: skip
-    change = tl.dot(dy, tl.permute(v_h, (0, 2, 1)), input_precision=PRECISION)
-    slope = (_slope(change, r, r_slope, SOFTMAX) * SCALE).to(z.dtype)
-    da = tl.dot(slope, k_h, input_precision=PRECISION)
-    db = tl.dot(tl.permute(slope, (0, 2, 1)), q_h, input_precision=PRECISION)
-    dz = tl.dot(tl.permute(r.to(z.dtype), (0, 2, 1)), dy, input_precision=PRECISION).to(z.dtype)
-    da = _turned_lines(tl.reshape(da, [TILE, BLOCK]), WP, HP, HELD, BLOCK)
-    db = _turned_lines(tl.reshape(db, [TILE, BLOCK]), WP, HP, HELD, BLOCK)
-    dz = tl.reshape(_turned_lines(tl.reshape(dz, [TILE, BLOCK]), WP, HP, HELD, BLOCK), [TILE // GW, GW, BLOCK])
+    there, other, down, _ = _cells(i % HP, (i // HP) % WP, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
+    a_h, b_h = _turned_lines(a, HP, WP, HELD, BLOCK), _turned_lines(b, HP, WP, HELD, BLOCK)
+    r, r_slope = _shares(a_h, b_h, row_add, row_times, there, down, head, heads, SCALE, WH, HP, GH, ROWS, SOFTMAX,
+                         PRECISION)  # fmt: skip
+    dy = tl.load(gradient + other[:, None] * (heads * D) + part, there[:, None] & (d < D)[None, :], 0.0)
+    between = _turned_lines(between, HP, WP, HELD, BLOCK)
+    da, db, dz = _pass_gradients(dy, a_h, b_h, between, r, r_slope, SCALE, GH, SOFTMAX, PRECISION)
+    da, db = _turned_lines(da, WP, HP, HELD, BLOCK), _turned_lines(db, WP, HP, HELD, BLOCK)
+    dz = _turned_lines(dz.to(z.dtype), WP, HP, HELD, BLOCK)
     # those of the width pass
-    change = tl.dot(dz, tl.permute(v_w, (0, 2, 1)), input_precision=PRECISION)
-    slope = (_slope(change, p, p_slope, SOFTMAX) * SCALE).to(z.dtype)
-    dz = tl.reshape(tl.dot(tl.permute(p.to(z.dtype), (0, 2, 1)), dz, input_precision=PRECISION), [TILE, BLOCK])
+    more_a, more_b, dz = _pass_gradients(dz, a, b, z, p, p_slope, SCALE, GW, SOFTMAX, PRECISION)
     if MORE:
         dz += tl.load(more + cell[:, None] * (heads * D) + part, real, 0.0)
     at = cell[:, None] * step + part
@@ -215,30 +218,21 @@ def _backward(
         tl.store(made + 2 * heads * D + at, dz, real)
     else:
         tl.store(apart + cell[:, None] * (heads * D) + part, dz, real)
-    da += tl.reshape(tl.dot(slope, k_w, input_precision=PRECISION), [TILE, BLOCK])
-    db += tl.reshape(tl.dot(tl.permute(slope, (0, 2, 1)), q_w, input_precision=PRECISION), [TILE, BLOCK])
+    da, db = da + more_a, db + more_b
     if TURN:  # back by the same angle, read again, since registers decide how many programs run at a time
-        c, s = _angles(cos, sin, (row * pw + column)[:, None] * D + d[None, :], d, real)
+        c, s = _angles(cos, sin, corner, d, real)
         da = da * c - _swapped(da, TILE, BLOCK) * s
         db = db * c - _swapped(db, TILE, BLOCK) * s
     tl.store(made + at, da, real)
     tl.store(made + heads * D + at, db, real)
 
 
-def _even(x: Tensor) -> tuple[Tensor, int]:
-    """[B, h, w, H, D] with all cells the same stride apart and heads side by side; and that stride."""
-    _, height, width, _, channels = x.shape
-    step = x.stride(2)
-    if x.stride() == (height * width * step, width * step, step, channels, 1):
-        return x, step
-    return x.contiguous(), x.shape[3] * channels
-
-
 def _launch(packed, v, cos, sin, tables, window: list[int], shift: list[int], softmax: bool) -> tuple:
     """Arguments, constants and grid that both kernels share."""
     values = packed.select(3, 2) if v is None else v
-    (q, q_step), (k, k_step), (v, v_step) = (_even(x) for x in (packed.select(3, 0), packed.select(3, 1), values))
-    batch, ph, pw, heads, width = v.shape
+    batch, ph, pw, heads, width = values.shape
+    parts = (packed.select(3, 0), packed.select(3, 1), values)
+    (q, q_step), (k, k_step), (v, v_step) = (even(x.flatten(-2)) for x in parts)  # heads side by side in a cell
     nh, nw = ph // window[0], pw // window[1]
     windows, (high, wide) = batch * nh * nw, (triton.next_power_of_2(side) for side in window)
     block = max(16, triton.next_power_of_2(width))
@@ -276,7 +270,7 @@ def windowed(
     """
     tables = (row_add, column_add, row_times, column_times)
     tensors, places, constants, grid = _launch(packed, v, cos, sin, tables, window, shift, softmax)
-    out = torch.empty(tensors[2].shape, dtype=packed.dtype, device=packed.device)
+    out = torch.empty(packed.shape[:3] + packed.shape[4:], dtype=packed.dtype, device=packed.device)
     wrap_triton(_forward)[grid](*tensors, out, *places, **constants)
     return out
 
