@@ -19,7 +19,7 @@ from torch.library import triton_op, wrap_triton
 
 from minigated.kernels.depthwise_triton import depthwise, even, filter_gradients
 
-CELLS, WARPS = 64, 4  # of a program; with heads wider than 32 channels fewer cells
+CELLS, WARPS = 64, 4  # of a program: several windows where they are small and heads are no wider than 32 channels
 GROUP = 16  # the fewest cells of whole rows, or columns, that are one product; `GW` and `GH` in the kernels
 
 
