@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minigated import kernels
+from minigated.bench.suite_retention import CORES, as_projected, make_tables
 from minigated.errors import InputError
 from minigated.layers import DepthwiseConv, DropPath
 from minigated.recipe import TrainConfig
@@ -73,6 +74,19 @@ def test_tables_of_other_sizes_or_that_are_learnt_are_left_to_the_plain_form(mon
     v, rows, columns = torch.empty(1, 6, 6, 4, 16), torch.zeros(rows), torch.zeros(columns)
     assert kernels.fits(v, 2, 2, (rows,), (columns,)) is fits
     assert not kernels.fits(v, 2, 2, (rows,), (columns.requires_grad_(),))
+
+
+@pytest.mark.parametrize("mixer", ["retention", "swat"])
+def test_what_chooses_the_kernel_is_traced_without_a_break(mixer, monkeypatch):
+    """As on a GPU, with a stand-in for the kernel: it returns the values."""
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    monkeypatch.setattr(kernels, "windowed_softmax", lambda qkv, *rest: qkv[..., 2, :, :] * 1.0)
+    monkeypatch.setattr(kernels, "windowed_sigmoid", lambda qk, v, *rest: v * 1.0)
+    tables = make_tables(mixer, 14, 2, 16, 7, True, torch.device("cpu"))
+    given, core = as_projected(mixer, torch.randn(2, 14, 14, 3, 2, 16)), CORES[mixer][0]
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *x: core(*x, tables), backend="aot_eager", fullgraph=True, dynamic=False)
+    assert torch.equal(compiled(*given), given[-1][..., 2, :, :] if mixer == "retention" else given[-1])
 
 
 @pytest.mark.parametrize("convolve", [kernels.depthwise, kernels.depthwise_added])
