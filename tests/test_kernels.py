@@ -182,6 +182,19 @@ def test_a_map_plus_its_convolution_is_the_same_in_one_kernel(dtype):
         torch.testing.assert_close(fused, plain, atol=4e-2, rtol=2e-2)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+def test_kernels_run_on_the_gpu_that_holds_the_map():
+    """The current one is another."""
+    torch.manual_seed(0)
+    model, images = build_vit(MIXERS[0], image_size=32).to("cuda:1"), torch.randn(2, 3, 32, 32, device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    found = [model(images)]
+    with kernels.switched_off():
+        found.append(model(images))
+    torch.testing.assert_close(*found, atol=2e-4, rtol=2e-3)
+
+
 @needs_gpu
 def test_a_recorded_step_trains_as_the_plain_one_does():
     results = []

@@ -137,11 +137,12 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool, plus: Tenso
     columns = _columns(width)
     blocks = cells // width * triton.cdiv(width, columns)
     grid = (triton.cdiv(blocks, BLOCKS), triton.cdiv(channels, CHANNELS))
-    wrap_triton(_convolve)[grid](
-        x, taps, bias, out if plus is None else plus.contiguous(), out, cells, height, width, channels, stride,
-        K=weight.shape[-1], MIRROR=mirror, BIAS=not mirror, PLUS=plus is not None, COLUMNS=columns, BLOCKS=BLOCKS,
-        CHANNELS=CHANNELS, num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # a launch goes to the current GPU, whichever the tensors are on
+        wrap_triton(_convolve)[grid](
+            x, taps, bias, out if plus is None else plus.contiguous(), out, cells, height, width, channels, stride,
+            K=weight.shape[-1], MIRROR=mirror, BIAS=not mirror, PLUS=plus is not None, COLUMNS=columns, BLOCKS=BLOCKS,
+            CHANNELS=CHANNELS, num_warps=4,
+        )  # fmt: skip
     return out
 
 
@@ -156,10 +157,11 @@ def depthwise_filters(x: Tensor, gradient: Tensor, kernel: int) -> Tensor:
     steps = max(1, rounds * across // PROGRAMS)
     grid = (triton.cdiv(rounds, steps), across)
     parts = torch.empty((grid[0], kernel * kernel + 1, channels), dtype=torch.float32, device=x.device)
-    wrap_triton(_filter_gradient)[grid](
-        x, gradient, parts, cells, height, width, channels, stride, steps, K=kernel, COLUMNS=columns, BLOCKS=BLOCKS,
-        CHANNELS=CHANNELS, num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        wrap_triton(_filter_gradient)[grid](
+            x, gradient, parts, cells, height, width, channels, stride, steps, K=kernel, COLUMNS=columns, BLOCKS=BLOCKS,
+            CHANNELS=CHANNELS, num_warps=4,
+        )  # fmt: skip
     return parts.sum(0)
 
 

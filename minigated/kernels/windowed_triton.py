@@ -271,7 +271,8 @@ def windowed(
     tables = (row_add, column_add, row_times, column_times)
     tensors, places, constants, grid = _launch(packed, v, cos, sin, tables, window, shift, softmax)
     out = torch.empty(packed.shape[:3] + packed.shape[4:], dtype=packed.dtype, device=packed.device)
-    wrap_triton(_forward)[grid](*tensors, out, *places, **constants)
+    with torch.cuda.device_of(packed):  # a launch goes to the current GPU, whichever the tensors are on
+        wrap_triton(_forward)[grid](*tensors, out, *places, **constants)
     return out
 
 
@@ -288,10 +289,11 @@ def windowed_gradients(
     made = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
     apart = torch.empty(0 if v is None else v.shape, dtype=packed.dtype, device=packed.device)
     other = gradient if more is None else more.contiguous()
-    wrap_triton(_backward)[grid](
-        *tensors, gradient, other, made, apart, *places, made.stride(2), PACKED=v is None, MORE=more is not None,
-        **constants,
-    )  # fmt: skip
+    with torch.cuda.device_of(packed):
+        wrap_triton(_backward)[grid](
+            *tensors, gradient, other, made, apart, *places, made.stride(2), PACKED=v is None, MORE=more is not None,
+            **constants,
+        )  # fmt: skip
     return made, apart
 
 
