@@ -29,6 +29,15 @@ def _place(block, height, width, cells, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _neighbour(x, down, right, row, column, cell, there, height, width, stride, channel, inside):
+    """What lies so many rows and columns from each cell, zeros beyond the map, [BLOCKS, CHANNELS] float32."""
+    held = there & (row + down >= 0) & (row + down < height)  # this and the product below serve a whole row
+    here = held & (column + right >= 0) & (column + right < width)
+    at = (cell + down * width).to(tl.int64) * stride + right * stride
+    return tl.load(x + at[:, None] + channel[None, :], here[:, None] & inside[None, :], 0.0).to(tl.float32)
+
+
+@triton.jit
 def _added(sums, index: tl.constexpr, more):
     """The sums with something added to one of them."""
     return sums[:index] + (sums[index] + more,) + sums[index + 1 :]
@@ -48,18 +57,13 @@ def _convolve(
         start += tl.load(bias + channel, inside, 0.0).to(tl.float32)[None, :]
     totals = (start,) * COLUMNS
     for line in tl.static_range(K):
-        down = line - K // 2
-        held = there & (row + down >= 0) & (row + down < height)
         factors = ()
         for tap in tl.static_range(K):
             index = K * K - 1 - line * K - tap if MIRROR else line * K + tap
             factors = factors + (tl.load(taps + index * channels + channel, inside, 0.0).to(tl.float32)[None, :],)
-        at = (cell + down * width).to(tl.int64) * stride
         for j in tl.static_range(COLUMNS + K - 1):
-            right = j - K // 2
-            here = held & (column + right >= 0) & (column + right < width)
-            from_ = x + (at + right * stride)[:, None] + channel[None, :]
-            value = tl.load(from_, here[:, None] & inside[None, :], 0.0).to(tl.float32)
+            value = _neighbour(x, line - K // 2, j - K // 2, row, column, cell, there, height, width, stride, channel,
+                               inside)  # fmt: skip
             for i in tl.static_range(COLUMNS):
                 if 0 <= j - i and j - i < K:
                     totals = _added(totals, i, value * factors[j - i])
@@ -91,14 +95,9 @@ def _filter_gradient(
             grown = grown + (g,)
             sums = _added(sums, K * K, g)
         for line in tl.static_range(K):
-            down = line - K // 2
-            held = there & (row + down >= 0) & (row + down < height)
-            at = (cell + down * width).to(tl.int64) * stride
             for j in tl.static_range(COLUMNS + K - 1):
-                right = j - K // 2
-                here = held & (column + right >= 0) & (column + right < width)
-                from_ = x + (at + right * stride)[:, None] + channel[None, :]
-                value = tl.load(from_, here[:, None] & inside[None, :], 0.0).to(tl.float32)
+                value = _neighbour(x, line - K // 2, j - K // 2, row, column, cell, there, height, width, stride,
+                                   channel, inside)  # fmt: skip
                 for i in tl.static_range(COLUMNS):
                     if 0 <= j - i and j - i < K:
                         sums = _added(sums, line * K + j - i, value * grown[i])
