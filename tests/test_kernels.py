@@ -170,7 +170,10 @@ def test_convolution_under_autocast_equals_the_library(shape, side):
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_map_plus_its_convolution_is_the_same_in_one_kernel(dtype):
-    """A float32 map under autocast keeps its digits: there the sum is made apart."""
+    """A float32 map under autocast keeps its digits: there the sum is made apart.
+
+    Errors count against a tensor's largest value: a filter's gradient sums over all cells, each rounded twice or once.
+    """
     torch.manual_seed(0)
     conv, x = DepthwiseConv(40).cuda(), torch.randn(2, 7, 9, 40, device="cuda", dtype=dtype, requires_grad=True)
     found = []
@@ -179,7 +182,7 @@ def test_a_map_plus_its_convolution_is_the_same_in_one_kernel(dtype):
             found.append([made, *torch.autograd.grad(made.float().square().sum(), [x, *conv.parameters()])])
     assert found[0][0].dtype == dtype
     for fused, plain in zip(*found, strict=True):
-        torch.testing.assert_close(fused, plain, atol=4e-2, rtol=2e-2)
+        assert (fused - plain).abs().max() < 1e-2 * plain.abs().max()
 
 
 @pytest.mark.gpu

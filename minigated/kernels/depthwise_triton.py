@@ -16,7 +16,7 @@ from minigated.errors import InputError
 
 CHANNELS, BLOCKS = 64, 8  # channels and blocks of columns of one program
 WIDE, NARROW = 8, 4  # columns of a block
-PROGRAMS = 1024  # of the gradient of the filters, if there is work for so many: each leaves its sums in memory
+PROGRAMS = 512  # of the gradient of the filters, if there is work for so many: each leaves its sums in memory
 
 
 @triton.jit
