@@ -9,32 +9,19 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
-
-class Plain:
-    """Stands for a compiled operation: interpreted kernels are plain Python."""
-
-    def __init__(self, function):
-        self.function = function
-
-    def __call__(self, *arguments):
-        return self.function(*arguments)
-
-    def register_autograd(self, backward, setup_context):
-        self.backward, self.setup = backward, setup_context
-
-
-torch.library.triton_op = lambda name, mutates_args: Plain
-torch.library.wrap_triton = lambda kernel: kernel
-
-from minigated.decay import rmt_log_decay  # noqa: E402
-from minigated.errors import InputError  # noqa: E402
-from minigated.fused_step import decode_fused  # noqa: E402
-from minigated.kernels import attend_triton, decode_triton, depthwise_triton, windowed_triton  # noqa: E402
-from minigated.lm import build_lm  # noqa: E402
-from minigated.retention import WindowTableBuilder, decomposed  # noqa: E402
-from minigated.static_cache import decode, likeliest  # noqa: E402
-from minigated.swat import SwatTableBuilder, swat_decomposed  # noqa: E402
+from minigated import kernels
+from minigated.decay import rmt_log_decay
+from minigated.errors import InputError
+from minigated.fused_step import decode_fused
+from minigated.kernels import attend_triton, decode_triton, depthwise_triton, local_triton, windowed_triton
+from minigated.lm import build_lm
+from minigated.retention import WindowTableBuilder, decomposed
+from minigated.static_cache import decode, likeliest
+from minigated.swat import SwatTableBuilder, swat_decomposed
+from minigated.vit_sizes import build_vit
 
 MAPS = [  # images, height, width, heads, head width, window, shifted
     (2, 4, 4, 2, 32, 4, False),
@@ -60,23 +47,17 @@ DECODERS = [  # options of a language model
 ]
 
 
-SHAPES = decode_triton.SHAPES
-launch = windowed_triton._launch
-
-
-def launched(*arguments):
-    """A compiler takes a Python float for float64, so a kernel that it may meet gets whole numbers and constants."""
-    made = launch(*arguments)
-    assert all(type(number) is int for number in made[1]), made[1]
-    return made
-
-
-windowed_triton._launch = launched
+SHAPES, usable = decode_triton.SHAPES, kernels.usable
 
 
 def say(name: str, case: tuple, expected, found) -> None:
     worst = torch.stack([(a.detach() - b).abs().max().double() for a, b in zip(expected, found, strict=True)]).max()
     print(f"{name} {case}: {worst:.2e}", flush=True)
+
+
+def both(y, leaves, gradient) -> tuple:
+    """A result and its gradients."""
+    return y, *torch.autograd.grad(y, leaves, gradient)
 
 
 def convolved(x, weight, bias):
@@ -89,47 +70,27 @@ def windows(case: tuple) -> None:
     rates = rmt_log_decay(heads, 2.0, 4.0)
     size = (height, width)
     qkv = torch.randn(images, height, width, 3, heads, head_width, requires_grad=True)
-    gradient, packed = torch.randn(images, height, width, heads, head_width), qkv.detach()
+    gradient = torch.randn(images, height, width, heads, head_width)
     for turned in (True, False):
         soft = WindowTableBuilder(head_width, rates, window, shifted, turned, size)(*size)
         sides, shift = [soft.rows.window, soft.columns.window], [soft.rows.shift, soft.columns.shift]
-        rest, masks = (sides, shift, True), (soft.row_mask, soft.column_mask)
+        masks = (soft.row_mask, soft.column_mask)
         made = decomposed(qkv, soft, "matmul")
-        inputs = (packed, None, soft.cos, soft.sin, *masks, *masks)
-        found = windowed_triton.windowed(*inputs, *rest)
-        slope, _ = windowed_triton.windowed_gradients(*inputs, gradient, None, *rest)
-        say(f"softmax {turned}", case, (made, *torch.autograd.grad(made, qkv, gradient)), (found, slope))
+        found = windowed_triton.windowed(qkv, None, soft.cos, soft.sin, *masks, *masks, sides, shift, True)
+        say(f"softmax {turned}", case, *(both(y, [qkv], gradient) for y in (made, found)))
 
     filters, bias = torch.randn(heads * head_width, 1, 5, 5), torch.randn(heads * head_width)
     leaves = [qkv, filters.clone().requires_grad_(), bias.clone().requires_grad_()]
     made = decomposed(qkv, soft, "matmul") + convolved(qkv[..., 2, :, :].flatten(-2), *leaves[1:]).view_as(gradient)
-    inputs = (packed, filters, bias, soft.cos, soft.sin, *masks, sides, shift)
-    slopes = backward(windowed_triton.windowed_local, inputs, gradient)[:3]
-    found = (windowed_triton.windowed_local(*inputs), *slopes)
-    say("local", case, (made, *torch.autograd.grad(made, leaves, gradient)), found)
+    found = local_triton.windowed_local(*leaves, soft.cos, soft.sin, *masks, sides, shift)
+    say("local", case, *(both(y, leaves, gradient) for y in (made, found)))
 
     swat = SwatTableBuilder(heads, head_width, rates, window, shifted, None, size)(*size)
     qk, v = qkv[..., :2, :, :], qkv[..., 2, :, :]
     made = swat_decomposed(qk, v, swat, form="matmul")
     tables = (swat.row_bias, swat.column_bias, swat.row_decay, swat.column_decay)
-    inputs = (qk.detach(), v.detach(), swat.cos, swat.sin, *tables, sides, shift, False)
-    slopes = backward(windowed_triton.windowed, inputs, gradient)[:2]
-    found = (windowed_triton.windowed(*inputs), torch.cat([slopes[0], slopes[1].unsqueeze(3)], 3))
-    say("sigmoid", case, (made, *torch.autograd.grad(made, qkv, gradient)), found)
-
-
-class Context:
-    """What autograd hands from forward to backward."""
-
-    def save_for_backward(self, *tensors):
-        self.saved_tensors = tensors
-
-
-def backward(op: Plain, inputs: tuple, gradient):
-    """The gradients as autograd would get them."""
-    context = Context()
-    op.setup(context, inputs, None)
-    return op.backward(context, gradient)
+    found = windowed_triton.windowed(qk, v, swat.cos, swat.sin, *tables, sides, shift, False)
+    say("sigmoid", case, *(both(y, [qkv], gradient) for y in (made, found)))
 
 
 def convolution(case: tuple, programs: int) -> None:
@@ -142,22 +103,54 @@ def convolution(case: tuple, programs: int) -> None:
     plus = torch.randn(images, height, width, channels, requires_grad=True)
     made = convolved(x, weight, bias) + plus
     gradient = torch.randn(made.shape)
-    leaves = (x, weight, bias, plus)
-    plain = [t.detach() for t in leaves]
-    inputs = (*plain[:3], False, plain[3])
-    slopes = backward(depthwise_triton.depthwise, inputs, gradient)
-    found = (depthwise_triton.depthwise(*inputs), *slopes[:3], slopes[4])
-    say("depthwise", (*case, programs), (made, *torch.autograd.grad(made, leaves, gradient)), found)
+    leaves = [x, weight, bias, plus]
+    found = depthwise_triton.depthwise(*leaves[:3], False, plus)
+    say("depthwise", (*case, programs), *(both(y, leaves, gradient) for y in (made, found)))
     try:
-        backward(depthwise_triton.depthwise, (*plain[:3], True, None), gradient)
+        depthwise_triton.depthwise(*leaves[:3], True, None)
         raise AssertionError("the gradient of a gradient is another formula")
     except InputError:
-        made = x + convolved(x, weight, bias)
-    found = (
-        depthwise_triton.depthwise_added(*plain[:3]),
-        *backward(depthwise_triton.depthwise_added, plain[:3], gradient),
-    )
-    say("added", (*case, programs), (made, *torch.autograd.grad(made, leaves[:3], gradient)), found)
+        made, found = x + convolved(x, weight, bias), depthwise_triton.depthwise_added(*leaves[:3])
+    say("added", (*case, programs), *(both(y, leaves[:3], gradient) for y in (made, found)))
+
+
+def registered() -> None:
+    """What a compiler is told of each operation is what it does: shapes and strides, no writing, gradients."""
+    x, mask = torch.randn(1, 4, 4, 16, requires_grad=True), torch.zeros(1, 4, 4)
+    weight, bias = (torch.randn(size, requires_grad=True) for size in ((16, 1, 3, 3), (16,)))
+    qkv, qk = (torch.randn(1, 4, 4, n, 1, 16, requires_grad=True) for n in (3, 2))
+    of_pass = (None, None, mask, mask, mask, mask, [4, 4], [0, 0])
+    for operation, inputs in (
+        (depthwise_triton.depthwise, (x, weight, bias, False, x)),
+        (depthwise_triton.depthwise_filters, (x.detach(), x.detach(), 3)),
+        (depthwise_triton.depthwise_added, (x, weight, bias)),
+        (windowed_triton.windowed, (qkv, None, *of_pass, True)),
+        (windowed_triton.windowed, (qk, x.unsqueeze(3), *of_pass, False)),
+        (local_triton.windowed_local, (qkv, weight, bias, None, None, mask, mask, [4, 4], [0, 0])),
+    ):
+        torch.library.opcheck(operation, inputs)
+
+
+def graph(name: str) -> None:
+    """A block that is traced, forward and backward, with the kernels as closed operations in its graph."""
+    model = build_vit(name, image_size=16, drop_path=0.0).train()
+    stage, x = model.stages[0], torch.randn(1, 4, 4, model.config.widths[0], requires_grad=True)
+    block, tables = stage.blocks[0], stage.tables[0](4, 4)
+    leaves, gradient = [x, *block.parameters()], torch.randn(x.shape)
+    plain = both(block(x, tables), leaves, gradient)
+    traced = []
+
+    def look(module, inputs):
+        traced.extend(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+        return make_boxed_func(module.forward)
+
+    torch._dynamo.reset()
+    kernels.usable = lambda x: True
+    block.compile(backend=aot_autograd(fw_compiler=look, bw_compiler=look), fullgraph=True, dynamic=False)
+    found = both(block(x, tables), leaves, gradient)
+    kernels.usable = usable
+    assert sum("minigated.windowed" in name for name in traced) == 2, traced
+    say("block", (name,), plain, found)
 
 
 @torch.no_grad()
@@ -210,6 +203,9 @@ if __name__ == "__main__":
     for case in CONVOLUTIONS:
         convolution(case, 1024)
         convolution(case, 1)
+    registered()
+    for name in ("gated_swinrmt_retention_nano", "gated_swinrmt_swat_nano"):
+        graph(name)
     for options in DECODERS:
         for dtype, parts in ((torch.float32, 64), (torch.float32, 2), (torch.float16, 64)):
             decoding(options, dtype, parts)

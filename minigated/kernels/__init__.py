@@ -28,6 +28,7 @@ def _loaded() -> bool:
         if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
             return False
         import minigated.kernels.depthwise_triton
+        import minigated.kernels.local_triton
         import minigated.kernels.windowed_triton  # noqa: F401
     except ImportError:
         return False

@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op
 
-from minigated.kernels.depthwise_triton import depthwise, even, filter_gradients
+from minigated.kernels.depthwise_triton import even
 
 CELLS, WARPS = 64, 4  # of a program: several windows where they are small and heads are no wider than 32 channels
 GROUP = 16  # the fewest cells of whole rows, or columns, that are one product; `GW` and `GH` in the kernels
@@ -241,7 +241,7 @@ def _launch(packed, v, cos, sin, tables, window: list[int], shift: list[int], so
     tables = [table.contiguous() for table in tables]
     places = [q_step, k_step, v_step, windows, nh, nw, ph, pw, *shift, heads]
     rows, columns = (1 if t.ndim == 3 else len(t) for t in (tables[2:] if not softmax else tables[:2]))
-    constants = {  # the scale too: as an argument a compiler would take it for float64, and with it all that follows
+    constants = {
         "SCALE": width**-0.5, "D": width, "BLOCK": block, "WH": window[0], "WW": window[1], "ROWS": rows,
         "COLUMNS": columns, "SOFTMAX": softmax, "TURN": cos is not None, "HP": high, "WP": wide, "HELD": held,
         "GW": max(GROUP, wide), "GH": max(GROUP, high), "num_warps": WARPS,
@@ -250,7 +250,7 @@ def _launch(packed, v, cos, sin, tables, window: list[int], shift: list[int], so
     return [q, k, v, *angles, *tables], places, constants, (triton.cdiv(windows, held), heads)
 
 
-@triton_op("minigated::windowed", mutates_args={})
+@custom_op("minigated::windowed", mutates_args=())
 def windowed(
     packed: Tensor, v: Tensor | None, cos: Tensor | None, sin: Tensor | None,
     row_add: Tensor, column_add: Tensor, row_times: Tensor, column_times: Tensor,
@@ -272,11 +272,16 @@ def windowed(
     tensors, places, constants, grid = _launch(packed, v, cos, sin, tables, window, shift, softmax)
     out = torch.empty(packed.shape[:3] + packed.shape[4:], dtype=packed.dtype, device=packed.device)
     with torch.cuda.device_of(packed):  # a launch goes to the current GPU, whichever the tensors are on
-        wrap_triton(_forward)[grid](*tensors, out, *places, **constants)
+        _forward[grid](*tensors, out, *places, **constants)
     return out
 
 
-@triton_op("minigated::windowed_gradients", mutates_args={})
+@windowed.register_fake
+def _(packed, v, cos, sin, row_add, column_add, row_times, column_times, window, shift, softmax):
+    return torch.empty(packed.shape[:3] + packed.shape[4:], dtype=packed.dtype, device=packed.device)
+
+
+@custom_op("minigated::windowed_gradients", mutates_args=())
 def windowed_gradients(
     packed: Tensor, v: Tensor | None, cos: Tensor | None, sin: Tensor | None,
     row_add: Tensor, column_add: Tensor, row_times: Tensor, column_times: Tensor,
@@ -290,11 +295,17 @@ def windowed_gradients(
     apart = torch.empty(0 if v is None else v.shape, dtype=packed.dtype, device=packed.device)
     other = gradient if more is None else more.contiguous()
     with torch.cuda.device_of(packed):
-        wrap_triton(_backward)[grid](
+        _backward[grid](
             *tensors, gradient, other, made, apart, *places, made.stride(2), PACKED=v is None, MORE=more is not None,
             **constants,
         )  # fmt: skip
     return made, apart
+
+
+@windowed_gradients.register_fake
+def _(packed, v, cos, sin, row_add, column_add, row_times, column_times, gradient, more, window, shift, softmax):
+    made = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
+    return made, torch.empty(0 if v is None else v.shape, dtype=packed.dtype, device=packed.device)
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -309,36 +320,3 @@ def _gradients(ctx, gradient):
 
 
 windowed.register_autograd(_gradients, setup_context=_keep)
-
-
-# ---------------------------------------------------------------------------------------------- with the values' LCE
-@triton_op("minigated::windowed_local", mutates_args={})
-def windowed_local(
-    qkv: Tensor, filters: Tensor, bias: Tensor, cos: Tensor | None, sin: Tensor | None, row_add: Tensor,
-    column_add: Tensor, window: list[int], shift: list[int],
-) -> Tensor:  # fmt: skip
-    """Softmax passes plus a depth-wise convolution of the values, whose two gradients meet in one place.
-
-    Args:
-        qkv: [B, h, w, 3, H, D]. filters: [H D, 1, k, k]. bias: [H D]. All else as in `windowed`.
-    """
-    masks = (row_add, column_add)
-    y = windowed(qkv, None, cos, sin, *masks, *masks, window, shift, True)
-    return depthwise(qkv.select(3, 2).flatten(-2), filters, bias, False, y.flatten(-2)).view_as(y)
-
-
-def _keep_local(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:7])
-    ctx.rest = inputs[7:]
-
-
-def _gradients_local(ctx, gradient):
-    qkv, filters, bias, cos, sin, *masks = ctx.saved_tensors
-    flat = gradient.flatten(-2).contiguous()
-    taps, offset = filter_gradients(qkv.select(3, 2).flatten(-2), flat, filters)
-    more = depthwise(flat, filters, filters, True, None).view_as(gradient)
-    packed, _ = windowed_gradients(qkv, None, cos, sin, *masks, *masks, gradient, more, *ctx.rest, True)
-    return packed, taps, offset.to(bias.dtype), *(None,) * 6
-
-
-windowed_local.register_autograd(_gradients_local, setup_context=_keep_local)
