@@ -104,13 +104,13 @@ def convolution(case: tuple, programs: int) -> None:
     made = convolved(x, weight, bias) + plus
     gradient = torch.randn(made.shape)
     leaves = [x, weight, bias, plus]
-    found = depthwise_triton.depthwise(*leaves[:3], False, plus)
+    found = depthwise_triton.depthwise(*leaves[:3], False, False, plus)
     say("depthwise", (*case, programs), *(both(y, leaves, gradient) for y in (made, found)))
     try:
-        depthwise_triton.depthwise(*leaves[:3], True, None)
+        depthwise_triton.depthwise(*leaves[:3], True, False, None)
         raise AssertionError("the gradient of a gradient is another formula")
     except InputError:
-        made, found = x + convolved(x, weight, bias), depthwise_triton.depthwise_added(*leaves[:3])
+        made, found = x + convolved(x, weight, bias), depthwise_triton.depthwise(*leaves[:3], False, True, None)
     say("added", (*case, programs), *(both(y, leaves[:3], gradient) for y in (made, found)))
 
 
@@ -121,9 +121,9 @@ def registered() -> None:
     qkv, qk = (torch.randn(1, 4, 4, n, 1, 16, requires_grad=True) for n in (3, 2))
     of_pass = (None, None, mask, mask, mask, mask, [4, 4], [0, 0])
     for operation, inputs in (
-        (depthwise_triton.depthwise, (x, weight, bias, False, x)),
+        (depthwise_triton.depthwise, (x, weight, bias, False, False, x)),
         (depthwise_triton.depthwise_filters, (x.detach(), x.detach(), 3)),
-        (depthwise_triton.depthwise_added, (x, weight, bias)),
+        (depthwise_triton.depthwise, (x, weight, bias, False, True, None)),
         (windowed_triton.windowed, (qkv, None, *of_pass, True)),
         (windowed_triton.windowed, (qk, x.unsqueeze(3), *of_pass, False)),
         (local_triton.windowed_local, (qkv, weight, bias, None, None, mask, mask, [4, 4], [0, 0])),

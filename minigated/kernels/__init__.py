@@ -87,13 +87,13 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     _check_filters(x, weight)
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
-    return torch.ops.minigated.depthwise(x, weight, bias, False, None)
+    return torch.ops.minigated.depthwise(x, weight, bias, False, False, None)
 
 
 def depthwise_added(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The map plus its convolution in one kernel; arguments as in `depthwise`, the map in the dtype of the result."""
     _check_filters(x, weight)
-    return torch.ops.minigated.depthwise_added(x, weight, bias)
+    return torch.ops.minigated.depthwise(x, weight, bias, False, True, None)
 
 
 def windowed_softmax(

@@ -49,8 +49,8 @@ def _added(sums, index: tl.constexpr, more):
 @triton.jit
 def _convolve(
     x, taps, bias, plus, out, cells, height, width, channels, stride,
-    K: tl.constexpr, MIRROR: tl.constexpr, BIAS: tl.constexpr, PLUS: tl.constexpr, COLUMNS: tl.constexpr,
-    BLOCKS: tl.constexpr, CHANNELS: tl.constexpr,
+    K: tl.constexpr, MIRROR: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr, PLUS: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, column, cell, there = _place(tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS), height, width, cells, COLUMNS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -63,7 +63,10 @@ def _convolve(
         factors = ()
         for tap in tl.static_range(K):
             index = K * K - 1 - line * K - tap if MIRROR else line * K + tap
-            factors = factors + (tl.load(taps + index * channels + channel, inside, 0.0).to(tl.float32)[None, :],)
+            factor = tl.load(taps + index * channels + channel, inside, 0.0).to(tl.float32)
+            if OWN and index == K * K // 2:
+                factor += 1.0
+            factors = factors + (factor[None, :],)
         for j in tl.static_range(COLUMNS + K - 1):
             value = _neighbour(x, line - K // 2, j - K // 2, row, column, cell, there, height, width, stride, channel,
                                inside)  # fmt: skip
@@ -127,10 +130,14 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
 
 
 @custom_op("minigated::depthwise", mutates_args=())
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool, plus: Tensor | None) -> Tensor:
-    """[B, h, w, C] with filters [C, 1, k, k] -> [B, h, w, C] in the dtype of x; `mirror` gives the map's gradient.
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool, own: bool, plus: Tensor | None) -> Tensor:
+    """Convolution of each channel, [B, h, w, C] -> [B, h, w, C] in the dtype of x.
 
-    `plus`, [B, h, w, C], is added to the result.
+    Args:
+        x: [B, h, w, C]. weight: filters, [C, 1, k, k]. bias: [C].
+        mirror: filters turned around and no bias, which gives the map's gradient.
+        own: adds x, as a one in the middle of every filter; nothing is read twice for it.
+        plus: added to the result, [B, h, w, C].
     """
     x, stride = even(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -142,14 +149,14 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool, plus: Tenso
     with torch.cuda.device_of(x):  # a launch goes to the current GPU, whichever the tensors are on
         _convolve[grid](
             x, taps, bias, out if plus is None else plus.contiguous(), out, cells, height, width, channels, stride,
-            K=weight.shape[-1], MIRROR=mirror, BIAS=not mirror, PLUS=plus is not None, COLUMNS=columns, BLOCKS=BLOCKS,
-            CHANNELS=CHANNELS, num_warps=4,
+            K=weight.shape[-1], MIRROR=mirror, BIAS=not mirror, OWN=own, PLUS=plus is not None, COLUMNS=columns,
+            BLOCKS=BLOCKS, CHANNELS=CHANNELS, num_warps=4,
         )  # fmt: skip
     return out
 
 
 @depthwise.register_fake
-def _(x, weight, bias, mirror, plus):
+def _(x, weight, bias, mirror, own, plus):
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
@@ -181,7 +188,7 @@ def _keep(ctx, inputs, output) -> None:
     if inputs[3]:
         raise InputError("the gradient of a map is not differentiable again; switch the kernels off for that")
     ctx.save_for_backward(*inputs[:2])
-    ctx.plus = inputs[4] is not None
+    ctx.own, ctx.plus = inputs[4], inputs[5] is not None
 
 
 def filter_gradients(x: Tensor, gradient: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,33 +202,7 @@ def _backward(ctx, gradient):
     gradient = gradient.contiguous()
     filters, bias = filter_gradients(x, gradient, weight)
     plus = gradient if ctx.plus else None
-    return depthwise(gradient, weight, weight, True, None), filters, bias.to(weight.dtype), None, plus
+    return depthwise(gradient, weight, weight, True, ctx.own, None), filters, bias.to(weight.dtype), None, None, plus
 
 
 depthwise.register_autograd(_backward, setup_context=_keep)
-
-
-# ---------------------------------------------------------------------------------------------- x + convolution(x)
-@custom_op("minigated::depthwise_added", mutates_args=())
-def depthwise_added(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The map plus its convolution, [B, h, w, C] -> same, both ways without a sum that goes through memory."""
-    return depthwise(x, weight, bias, False, x)
-
-
-@depthwise_added.register_fake
-def _(x, weight, bias):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _keep_added(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:2])
-
-
-def _backward_added(ctx, gradient):
-    x, weight = ctx.saved_tensors
-    gradient = gradient.contiguous()
-    filters, bias = filter_gradients(x, gradient, weight)
-    return depthwise(gradient, weight, weight, True, gradient), filters, bias.to(weight.dtype)
-
-
-depthwise_added.register_autograd(_backward_added, setup_context=_keep_added)

@@ -24,7 +24,7 @@ def windowed_local(
     """
     masks = (row_add, column_add)
     y = windowed(qkv, None, cos, sin, *masks, *masks, window, shift, True)
-    return depthwise(qkv.select(3, 2).flatten(-2), filters, bias, False, y.flatten(-2)).view_as(y)
+    return depthwise(qkv.select(3, 2).flatten(-2), filters, bias, False, False, y.flatten(-2)).view_as(y)
 
 
 @windowed_local.register_fake
@@ -41,7 +41,7 @@ def _gradients(ctx, gradient):
     qkv, filters, bias, cos, sin, *masks = ctx.saved_tensors
     flat = gradient.flatten(-2).contiguous()
     taps, offset = filter_gradients(qkv.select(3, 2).flatten(-2), flat, filters)
-    more = depthwise(flat, filters, filters, True, None).view_as(gradient)
+    more = depthwise(flat, filters, filters, True, False, None).view_as(gradient)
     packed, _ = windowed_gradients(qkv, None, cos, sin, *masks, *masks, gradient, more, *ctx.rest, True)
     return packed, taps, offset.to(bias.dtype), *(None,) * 6
 
