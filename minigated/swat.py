@@ -143,6 +143,7 @@ def swat_decomposed(
     rows, columns = tables.rows, tables.columns
     whole = not (rows.padding or columns.padding)
     of_rows, of_columns = (tables.row_bias, tables.row_decay), (tables.column_bias, tables.column_decay)
+    whole = whole and all(t.ndim == 3 or len(t) == 1 for t in (tables.row_bias, tables.column_bias))
     served = whole and weigh is unchanged and kernels.fits(v, rows.window, columns.window, of_rows, of_columns)
     if form == "auto" and served:
         return kernels.windowed_sigmoid(qk, v, tables, (rows.shift, columns.shift))

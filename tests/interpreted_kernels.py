@@ -94,7 +94,7 @@ def windows(case: tuple) -> None:
 
 
 def convolution(case: tuple, programs: int) -> None:
-    """Each with many programs for the gradient of the filters, and with one that goes through all cells."""
+    """Each with so many programs for the gradient of the filters, at most."""
     images, height, width, channels, side = case
     depthwise_triton.PROGRAMS = programs
     x = torch.randn(images, height, width, 3 * channels)[..., channels : 2 * channels].requires_grad_()  # a slice
@@ -104,19 +104,21 @@ def convolution(case: tuple, programs: int) -> None:
     made = convolved(x, weight, bias) + plus
     gradient = torch.randn(made.shape)
     leaves = [x, weight, bias, plus]
-    found = depthwise_triton.depthwise(*leaves[:3], False, False, plus)
+    found = depthwise_triton.depthwise(*leaves[:3], mirror=False, own=False, plus=plus)
     say("depthwise", (*case, programs), *(both(y, leaves, gradient) for y in (made, found)))
     try:
-        depthwise_triton.depthwise(*leaves[:3], True, False, None)
+        depthwise_triton.depthwise(*leaves[:3], mirror=True, own=False, plus=None)
         raise AssertionError("the gradient of a gradient is another formula")
     except InputError:
-        made, found = x + convolved(x, weight, bias), depthwise_triton.depthwise(*leaves[:3], False, True, None)
+        made = x + convolved(x, weight, bias)
+        found = depthwise_triton.depthwise(*leaves[:3], mirror=False, own=True, plus=None)
     say("added", (*case, programs), *(both(y, leaves[:3], gradient) for y in (made, found)))
 
 
 def registered() -> None:
     """What a compiler is told of each operation is what it does: shapes and strides, no writing, gradients."""
     x, mask = torch.randn(1, 4, 4, 16, requires_grad=True), torch.zeros(1, 4, 4)
+    half = torch.randn(2, 4, 4, 32, dtype=torch.float16)[..., :16]  # a slice
     weight, bias = (torch.randn(size, requires_grad=True) for size in ((16, 1, 3, 3), (16,)))
     qkv, qk = (torch.randn(1, 4, 4, n, 1, 16, requires_grad=True) for n in (3, 2))
     of_pass = (None, None, mask, mask, mask, mask, [4, 4], [0, 0])
@@ -124,6 +126,8 @@ def registered() -> None:
         (depthwise_triton.depthwise, (x, weight, bias, False, False, x)),
         (depthwise_triton.depthwise_filters, (x.detach(), x.detach(), 3)),
         (depthwise_triton.depthwise, (x, weight, bias, False, True, None)),
+        (depthwise_triton.depthwise, (half, weight.detach(), None, True, True, None)),
+        (depthwise_triton.depthwise_filters, (half, half, 3)),
         (windowed_triton.windowed, (qkv, None, *of_pass, True)),
         (windowed_triton.windowed, (qk, x.unsqueeze(3), *of_pass, False)),
         (local_triton.windowed_local, (qkv, weight, bias, None, None, mask, mask, [4, 4], [0, 0])),
@@ -149,7 +153,10 @@ def graph(name: str) -> None:
     block.compile(backend=aot_autograd(fw_compiler=look, bw_compiler=look), fullgraph=True, dynamic=False)
     found = both(block(x, tables), leaves, gradient)
     kernels.usable = usable
-    assert sum("minigated.windowed" in name for name in traced) == 2, traced
+    ours = [name.split(".")[1] for name in traced if name.startswith("minigated.")]
+    counted = tuple(sum(name.startswith(kind) for name in ours) for kind in ("windowed", "depthwise"))
+    # three convolutions, and of each the gradients of map and filters; `windowed_local` holds one of the nine
+    assert counted == (2, 8 if "windowed_local" in ours else 9), traced
     say("block", (name,), plain, found)
 
 
@@ -203,6 +210,7 @@ if __name__ == "__main__":
     for case in CONVOLUTIONS:
         convolution(case, 1024)
         convolution(case, 1)
+    convolution((3, 7, 9, 70, 5), 3)  # several programs, each with several rounds, the last ones in part beyond the map
     registered()
     for name in ("gated_swinrmt_retention_nano", "gated_swinrmt_swat_nano"):
         graph(name)

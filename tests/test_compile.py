@@ -279,3 +279,15 @@ def test_evaluation_of_a_compiled_model_adds_one_graph_however_often():
             step.eval()(windows())
         counts.append(graphs())
     assert counts == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["gated_swinrmt_retention_nano", "gated_swinrmt_swat_nano"])
+def test_all_parts_of_a_backbone_are_compiled_in_training_and_evaluation(name):
+    """Beyond its limit of graphs a function, here 2, PyTorch would run the rest as it stands and only log it."""
+    model, images = build_vit(name).train(), torch.randn(2, 3, 32, 32)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        assert model.compile_parts(backend="eager") is model
+        for mode in (True, False):
+            model.train(mode)(images)
+    assert all(part._compiled_call_impl is not None for part in model.parts)

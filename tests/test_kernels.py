@@ -67,9 +67,12 @@ def test_windows_that_do_not_fit_are_left_to_the_plain_form(monkeypatch, sides, 
         ((3, 4, 2, 2), (4, 2, 2), True),
         ((4, 3, 3), (4, 2, 2), False),
         ((4, 2, 2), (1, 2, 2), False),
+        ((2, 4, 2, 2), (4, 2, 2), False),
+        ((1, 3, 4, 2, 2), (4, 2, 2), False),
     ],
 )
 def test_tables_of_other_sizes_or_that_are_learnt_are_left_to_the_plain_form(monkeypatch, rows, columns, fits):
+    """Three windows stand on each side of the map, so a table has one segment or three."""
     monkeypatch.setattr(kernels, "usable", lambda x: True)
     v, rows, columns = torch.empty(1, 6, 6, 4, 16), torch.zeros(rows), torch.zeros(columns)
     assert kernels.fits(v, 2, 2, (rows,), (columns,)) is fits
@@ -89,6 +92,30 @@ def test_what_chooses_the_kernel_is_traced_without_a_break(mixer, monkeypatch):
     assert torch.equal(compiled(*given), given[-1][..., 2, :, :] if mixer == "retention" else given[-1])
 
 
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 64), (torch.bfloat16, 128)])
+def test_windows_that_take_more_than_a_chip_has_are_left_to_the_plain_form(monkeypatch, dtype, width):
+    """A backward program of 64 cells holds six maps of them."""
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    assert kernels.fits(torch.empty(1, 7, 7, 1, width, dtype=dtype), 7, 7)
+    assert not kernels.fits(torch.empty(1, 7, 7, 1, width + 1, dtype=dtype), 7, 7)
+    assert not kernels.fits(torch.empty(1, 0, 7, 1, width, dtype=dtype), 7, 7)
+
+
+def test_slopes_of_several_segments_are_left_to_the_plain_form(monkeypatch):
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    monkeypatch.setattr(kernels, "windowed_sigmoid", lambda qk, v, *rest: pytest.fail("the kernel reads one segment"))
+    tables = make_tables("swat", 6, 2, 16, 3, False, torch.device("cpu"))
+    tables = tables._replace(row_bias=tables.row_bias.repeat(2, 1, 1, 1))
+    qk, v = as_projected("swat", torch.randn(1, 6, 6, 3, 2, 16))
+    assert CORES["swat"][0](qk, v, tables).shape == v.shape
+
+
+@pytest.mark.parametrize("convolve", [kernels.depthwise, kernels.depthwise_added])
+def test_a_map_without_cells_is_refused(convolve):
+    with pytest.raises(InputError, match=r"a map of shape \[1, 0, 2, 4\]; accepted: no empty side"):
+        convolve(torch.zeros(1, 0, 2, 4), torch.zeros(4, 1, 3, 3), torch.zeros(4))
+
+
 @pytest.mark.parametrize("convolve", [kernels.depthwise, kernels.depthwise_added])
 def test_a_map_with_other_channels_than_the_filters_is_refused(convolve):
     with pytest.raises(InputError, match="a map of 4 channels; accepted: 6, as many as filters"):
@@ -99,7 +126,7 @@ def test_a_map_with_other_channels_than_the_filters_is_refused(convolve):
 def test_kernels_equal_the_plain_forms_in_the_interpreter():
     done = subprocess.run([sys.executable, HERE / "interpreted_kernels.py"], capture_output=True, text=True)
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == 4 * 7 + 4 * 5 + 2 + 3 * 4 + 15, done.stderr
+    assert done.returncode == 0 and len(lines) == 4 * 7 + 4 * 5 + 2 + 2 + 3 * 4 + 15, done.stderr
     assert all(float(line.rpartition(" ")[2]) < (2e-2 if "float16" in line else 2e-5) for line in lines), done.stdout
 
 
@@ -209,8 +236,8 @@ def test_a_recorded_step_trains_as_the_plain_one_does():
     for mode, compiled in (("none", False), ("graph", False), ("graph", True)):  # one that is compiled, recorded too
         torch.manual_seed(0)
         model = build_vit("gated_swinrmt_retention_nano")
-        for part in model.parts if compiled else ():
-            part.compile(dynamic=False)
+        if compiled:
+            model.compile_parts()
         config = TrainConfig(steps=12, rate=1e-3, warmup=4, compile=mode, device="cuda", progress=False)
         result = Trainer(model, loss, lambda step, rank, world: tuple(b[step] for b in batches), config).run()
         results.append(torch.tensor(result.losses))

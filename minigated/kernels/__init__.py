@@ -13,7 +13,8 @@ from torch import Tensor
 from minigated.errors import InputError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CELLS, WIDTH = 64, 128  # of a window, sides rounded up to powers of two, and of a head: what fits on the chip at once
+CELLS, WIDTH = 64, 128  # of a window, sides rounded up to powers of two, and of a head
+BYTES = 16 << 10  # of one map of a window, sides and width rounded up; a backward program holds six on the chip at once
 OLDEST = (3, 5)  # of Triton: tuples in kernels, kernels that start early; torch 2.9 brings it along
 WANTED = f"Triton {OLDEST[0]}.{OLDEST[1]}, a GPU and float32, bfloat16 or float16"  # for a refusal
 _allowed = True
@@ -42,7 +43,11 @@ def usable(x: Tensor) -> bool:
 
 @contextlib.contextmanager
 def switched_off():
-    """Plain forms only while the context lasts, for comparisons; a recorded CUDA graph stays as it is."""
+    """Plain forms only while the context lasts; a recorded CUDA graph stays as it is.
+
+    For comparisons, and for what kernels have not: gradients of gradients, derivatives in forward mode, hooks on
+    convolutions.
+    """
     global _allowed
     before, _allowed = _allowed, False
     try:
@@ -52,7 +57,7 @@ def switched_off():
 
 
 def _padded(side: int) -> int:
-    """The power of two that holds so many cells."""
+    """The power of two that holds so many."""
     held = 1
     while held < side:
         held *= 2
@@ -65,15 +70,28 @@ def fits(v: Tensor, row_window: int, column_window: int, row_tables=(), column_t
     Args:
         row_tables, column_tables: of the height pass and of the width pass, [..., H, W, W]; none may want a gradient.
     """
-    if not usable(v) or _padded(row_window) * _padded(column_window) > CELLS or v.shape[-1] > WIDTH:
+    cells = _padded(row_window) * _padded(column_window)
+    if not usable(v) or 0 in v.shape or cells > CELLS or v.shape[-1] > WIDTH:
         return False
-    if v.shape[1] % row_window or v.shape[2] % column_window:
+    if cells * _padded(v.shape[-1]) * v.dtype.itemsize > BYTES or v.shape[1] % row_window or v.shape[2] % column_window:
         return False
-    pairs = [*((t, row_window) for t in row_tables), *((t, column_window) for t in column_tables)]
-    return all(t.shape[-3:] == (v.shape[3], side, side) and not t.requires_grad for t, side in pairs)
+    of_rows = all(_fits(t, v.shape[3], row_window, v.shape[1]) for t in row_tables)
+    return of_rows and all(_fits(t, v.shape[3], column_window, v.shape[2]) for t in column_tables)
+
+
+def _fits(table: Tensor, heads: int, window: int, side: int) -> bool:
+    """Whether a pass along a side of the map can read a table: one for all segments, or one for each."""
+    segments = (1, side // window) if table.ndim == 4 else (1,)
+    return (
+        table.shape[-3:] == (heads, window, window)
+        and (table.ndim == 3 or table.ndim == 4 and len(table) in segments)
+        and not table.requires_grad
+    )
 
 
 def _check_filters(x: Tensor, weight: Tensor) -> None:
+    if 0 in x.shape[1:]:
+        raise InputError(f"a map of shape {list(x.shape)}; accepted: no empty side")
     if x.shape[-1] != weight.shape[0]:
         raise InputError(f"a map of {x.shape[-1]} channels; accepted: {weight.shape[0]}, as many as filters")
 
@@ -87,13 +105,13 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     _check_filters(x, weight)
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
-    return torch.ops.minigated.depthwise(x, weight, bias, False, False, None)
+    return torch.ops.minigated.depthwise(x, weight, bias, mirror=False, own=False, plus=None)
 
 
 def depthwise_added(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The map plus its convolution in one kernel; arguments as in `depthwise`, the map in the dtype of the result."""
     _check_filters(x, weight)
-    return torch.ops.minigated.depthwise(x, weight, bias, False, True, None)
+    return torch.ops.minigated.depthwise(x, weight, bias, mirror=False, own=True, plus=None)
 
 
 def windowed_softmax(

@@ -6,7 +6,8 @@ row reads again comes from the cache. Sums are tuples, one tensor for each colum
 gradient, in the registers from the first cell to the last.
 
 Each operation is closed to `torch.compile`. A compiler that may look inside reads the kernel anew at every call of a
-graph: that was two thirds of the time that a backbone took to compile.
+graph: that was two thirds of the time that a backbone took to compile. It keeps graphs on disk by the names of what
+they call, backward passes too: after a change to a gradient here, set TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 once.
 """
 
 import torch
@@ -19,7 +20,7 @@ from minigated.errors import InputError
 
 CHANNELS, BLOCKS = 64, 8  # channels and blocks of columns of one program
 WIDE, NARROW = 8, 4  # columns of a block
-PROGRAMS = 512  # of the gradient of the filters, if there is work for so many: each leaves its sums in memory
+PROGRAMS = 512  # at most, of the gradient of the filters: each leaves its sums in memory
 
 
 @triton.jit
@@ -130,27 +131,29 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
 
 
 @custom_op("minigated::depthwise", mutates_args=())
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor, mirror: bool, own: bool, plus: Tensor | None) -> Tensor:
+def depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mirror: bool, own: bool, plus: Tensor | None
+) -> Tensor:
     """Convolution of each channel, [B, h, w, C] -> [B, h, w, C] in the dtype of x.
 
     Args:
-        x: [B, h, w, C]. weight: filters, [C, 1, k, k]. bias: [C].
-        mirror: filters turned around and no bias, which gives the map's gradient.
+        x: [B, h, w, C]. weight: filters, [C, 1, k, k]. bias: [C] or none.
+        mirror: turns the filters around, which gives the map's gradient.
         own: adds x, as a one in the middle of every filter; nothing is read twice for it.
         plus: added to the result, [B, h, w, C].
     """
     x, stride = even(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     cells, height, width, channels = _sizes(x)
-    taps, bias = weight.flatten(1).T.contiguous(), bias.contiguous()  # taps: neighbouring channels' side by side
+    taps = weight.flatten(1).T.contiguous()  # neighbouring channels' side by side
     columns = _columns(width)
     blocks = cells // width * triton.cdiv(width, columns)
     grid = (triton.cdiv(blocks, BLOCKS), triton.cdiv(channels, CHANNELS))
     with torch.cuda.device_of(x):  # a launch goes to the current GPU, whichever the tensors are on
         _convolve[grid](
-            x, taps, bias, out if plus is None else plus.contiguous(), out, cells, height, width, channels, stride,
-            K=weight.shape[-1], MIRROR=mirror, BIAS=not mirror, OWN=own, PLUS=plus is not None, COLUMNS=columns,
-            BLOCKS=BLOCKS, CHANNELS=CHANNELS, num_warps=4,
+            x, taps, taps if bias is None else bias.contiguous(), out if plus is None else plus.contiguous(), out,
+            cells, height, width, channels, stride, K=weight.shape[-1], MIRROR=mirror, BIAS=bias is not None, OWN=own,
+            PLUS=plus is not None, COLUMNS=columns, BLOCKS=BLOCKS, CHANNELS=CHANNELS, num_warps=4,
         )  # fmt: skip
     return out
 
@@ -168,7 +171,7 @@ def depthwise_filters(x: Tensor, gradient: Tensor, kernel: int) -> Tensor:
     cells, height, width, channels = _sizes(x)
     columns = _columns(width) if kernel < 5 else NARROW  # the sums of 25 taps fill the registers
     rounds, across = triton.cdiv(cells // width * triton.cdiv(width, columns), BLOCKS), triton.cdiv(channels, CHANNELS)
-    steps = max(1, rounds * across // PROGRAMS)
+    steps = triton.cdiv(rounds * across, PROGRAMS)
     grid = (triton.cdiv(rounds, steps), across)
     parts = torch.empty((grid[0], kernel * kernel + 1, channels), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
@@ -184,25 +187,34 @@ def _(x, gradient, kernel):
     return torch.empty((kernel * kernel + 1, x.shape[3]), dtype=torch.float32, device=x.device)
 
 
+def refuse_twice(ctx, inputs, output) -> None:
+    raise InputError("the gradient of a gradient is not among the kernels; switch them off for that")
+
+
+depthwise_filters.register_autograd(refuse_twice, setup_context=refuse_twice)
+
+
 def _keep(ctx, inputs, output) -> None:
     if inputs[3]:
-        raise InputError("the gradient of a map is not differentiable again; switch the kernels off for that")
+        refuse_twice(ctx, inputs, output)
     ctx.save_for_backward(*inputs[:2])
-    ctx.own, ctx.plus = inputs[4], inputs[5] is not None
+    ctx.own, ctx.of_bias = inputs[4], None if inputs[2] is None else inputs[2].dtype
 
 
-def filter_gradients(x: Tensor, gradient: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the filters, in their shape and dtype, and of the bias, [C] float32."""
+def filter_gradients(x: Tensor, gradient: Tensor, weight: Tensor, of_bias: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Gradients of the filters, in their shape and dtype, and of the bias, [C]."""
     sums = depthwise_filters(x, gradient, weight.shape[-1])
-    return sums[:-1].T.reshape(weight.shape).to(weight.dtype), sums[-1]
+    return sums[:-1].T.reshape(weight.shape).to(weight.dtype).contiguous(), sums[-1].to(of_bias, copy=True)
 
 
 def _backward(ctx, gradient):
     x, weight = ctx.saved_tensors
-    gradient = gradient.contiguous()
-    filters, bias = filter_gradients(x, gradient, weight)
-    plus = gradient if ctx.plus else None
-    return depthwise(gradient, weight, weight, True, ctx.own, None), filters, bias.to(weight.dtype), None, None, plus
+    gradient, of_map, filters, bias = gradient.contiguous(), None, None, None
+    if ctx.needs_input_grad[0]:
+        of_map = depthwise(gradient, weight, bias=None, mirror=True, own=ctx.own, plus=None)
+    if any(ctx.needs_input_grad[1:3]):
+        filters, bias = filter_gradients(x, gradient, weight, ctx.of_bias or weight.dtype)
+    return of_map, filters, bias if ctx.of_bias else None, None, None, gradient if ctx.needs_input_grad[5] else None
 
 
 depthwise.register_autograd(_backward, setup_context=_keep)

@@ -24,7 +24,8 @@ def windowed_local(
     """
     masks = (row_add, column_add)
     y = windowed(qkv, None, cos, sin, *masks, *masks, window, shift, True)
-    return depthwise(qkv.select(3, 2).flatten(-2), filters, bias, False, False, y.flatten(-2)).view_as(y)
+    v = qkv.select(3, 2).flatten(-2)
+    return depthwise(v, filters, bias, mirror=False, own=False, plus=y.flatten(-2)).view_as(y)
 
 
 @windowed_local.register_fake
@@ -40,10 +41,13 @@ def _keep(ctx, inputs, output) -> None:
 def _gradients(ctx, gradient):
     qkv, filters, bias, cos, sin, *masks = ctx.saved_tensors
     flat = gradient.flatten(-2).contiguous()
-    taps, offset = filter_gradients(qkv.select(3, 2).flatten(-2), flat, filters)
-    more = depthwise(flat, filters, filters, True, False, None).view_as(gradient)
-    packed, _ = windowed_gradients(qkv, None, cos, sin, *masks, *masks, gradient, more, *ctx.rest, True)
-    return packed, taps, offset.to(bias.dtype), *(None,) * 6
+    packed = taps = offset = None
+    if any(ctx.needs_input_grad[1:3]):
+        taps, offset = filter_gradients(qkv.select(3, 2).flatten(-2), flat, filters, bias.dtype)
+    if ctx.needs_input_grad[0]:
+        more = depthwise(flat, filters, bias=None, mirror=True, own=False, plus=None).view_as(gradient)
+        packed, _ = windowed_gradients(qkv, None, cos, sin, *masks, *masks, gradient, more, *ctx.rest, True)
+    return packed, taps, offset, *(None,) * 6
 
 
 windowed_local.register_autograd(_gradients, setup_context=_keep)

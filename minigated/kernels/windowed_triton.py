@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op
 
-from minigated.kernels.depthwise_triton import even
+from minigated.kernels.depthwise_triton import even, refuse_twice
 
-CELLS, WARPS = 64, 4  # of a program: several windows where they are small and heads are no wider than 32 channels
+CELLS, WIDTH, WARPS = 64, 32, 4  # of a program: cells, in several windows where these are small, of heads no wider
 GROUP = 16  # the fewest cells of whole rows, or columns, that are one product; `GW` and `GH` in the kernels
 
 
@@ -236,7 +236,7 @@ def _launch(packed, v, cos, sin, tables, window: list[int], shift: list[int], so
     nh, nw = ph // window[0], pw // window[1]
     windows, (high, wide) = batch * nh * nw, (triton.next_power_of_2(side) for side in window)
     block = max(16, triton.next_power_of_2(width))
-    held = max(1, CELLS * 32 // max(32, block) // (high * wide), GROUP // (high * wide))
+    held = max(1, CELLS * WIDTH // max(WIDTH, block) // (high * wide), GROUP // (high * wide))
     angles = [tables[0]] * 2 if cos is None else [cos.contiguous(), sin.contiguous()]
     tables = [table.contiguous() for table in tables]
     places = [q_step, k_step, v_step, windows, nh, nw, ph, pw, *shift, heads]
@@ -306,6 +306,9 @@ def windowed_gradients(
 def _(packed, v, cos, sin, row_add, column_add, row_times, column_times, gradient, more, window, shift, softmax):
     made = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
     return made, torch.empty(0 if v is None else v.shape, dtype=packed.dtype, device=packed.device)
+
+
+windowed_gradients.register_autograd(refuse_twice, setup_context=refuse_twice)
 
 
 def _keep(ctx, inputs, output) -> None:
