@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minigated.device import GRAPH_LIMIT
 from minigated.errors import InputError, one_of
 from minigated.layers import DepthwiseConv, DropPath, LayerScale
 from minigated.recompute import Checkpointing, recomputed
@@ -193,19 +192,8 @@ class VisionTransformer(nn.Module, Checkpointing):
 
     @property
     def parts(self) -> list[nn.Module]:
-        """Stem, blocks, downsamples and the head's first step, which do nearly all the work."""
+        """Stem, blocks, downsamples and the head's first step, for `minigated.compiled_parts`."""
         return [self.stem, *self.blocks, *self.downsamples, self.pre_head]
-
-    def compile_parts(self, backend: str = "inductor") -> "VisionTransformer":
-        """Compiles each of the parts in place; those that are alike share a graph, 23 of them 12.
-
-        A trainer with compile="graph" then records the steps: the fastest way to train a backbone (chapter 9).
-        """
-        limits = torch._dynamo.config  # beyond its limit PyTorch would quietly run the rest uncompiled
-        limits.recompile_limit = max(limits.recompile_limit, GRAPH_LIMIT)
-        for part in self.parts:
-            part.compile(backend=backend, dynamic=False)
-        return self
 
     def _maps(self, images: Tensor, probe=None) -> list[Tensor]:
         check_images(images, self.config.image_channels)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from minigated import device
+from minigated.compiled_parts import compile_parts
 from minigated.data.images import ImageBatches, ImageSplit
 from minigated.lm import SIZES as LM_SIZES
 from minigated.lm import TrainingLoss, build_lm, lm_loss
@@ -287,7 +288,7 @@ def test_all_parts_of_a_backbone_are_compiled_in_training_and_evaluation(name):
     model, images = build_vit(name).train(), torch.randn(2, 3, 32, 32)
     torch._dynamo.reset()
     with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
-        assert model.compile_parts(backend="eager") is model
+        assert compile_parts(model, backend="eager") is model
         for mode in (True, False):
             model.train(mode)(images)
     assert all(part._compiled_call_impl is not None for part in model.parts)

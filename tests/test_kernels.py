@@ -11,6 +11,7 @@ import torch
 
 from minigated import kernels
 from minigated.bench.suite_retention import CORES, as_projected, make_tables
+from minigated.compiled_parts import compile_parts
 from minigated.errors import InputError
 from minigated.layers import DepthwiseConv, DropPath
 from minigated.recipe import TrainConfig
@@ -237,7 +238,7 @@ def test_a_recorded_step_trains_as_the_plain_one_does():
         torch.manual_seed(0)
         model = build_vit("gated_swinrmt_retention_nano")
         if compiled:
-            model.compile_parts()
+            compile_parts(model)
         config = TrainConfig(steps=12, rate=1e-3, warmup=4, compile=mode, device="cuda", progress=False)
         result = Trainer(model, loss, lambda step, rank, world: tuple(b[step] for b in batches), config).run()
         results.append(torch.tensor(result.losses))

@@ -18,6 +18,7 @@ from minigated.bench.lm_rows import BOTH, COMPILED, EAGER, RECORDED, deep_tolera
 from minigated.bench.peers import equal_swin, named, swin
 from minigated.bench.rows import Absent, Case, Prepared, Row
 from minigated.bench.runner import run_suite
+from minigated.compiled_parts import compile_parts
 from minigated.cost import count_flops
 from minigated.cuda_graph import Later, recorded
 from minigated.device import autocast, choose_precision, plain
@@ -30,7 +31,7 @@ FILES = [
     "vit.py", "vit_mixers.py", "vit_parts.py", "vit_sizes.py", "retention.py", "decay.py", "decay_passes.py", "swat.py",
     "swat_tables.py", "layers.py", "windows.py", "tables.py", "kernels/__init__.py", "kernels/depthwise_triton.py",
     "kernels/local_triton.py", "kernels/windowed_triton.py", "bench/lm_rows.py", "bench/peers.py", "cuda_graph.py",
-    "device.py", "gates.py", "recompute.py", "swat_options.py", "bench/suite_vit.py",
+    "compiled_parts.py", "device.py", "gates.py", "recompute.py", "swat_options.py", "bench/suite_vit.py",
 ]  # fmt: skip
 MIXERS = ("retention", "swat")
 # name -> size, pixels, first patch, window, images in training and in inference. Patch and window are the peer's too.
@@ -93,7 +94,7 @@ def prepare(make, way: str, training: bool, batch: int, pixels: int, device, che
     compiled, graph = way in (COMPILED, BOTH), way in (RECORDED, BOTH)
     run = forward
     if compiled and hasattr(model, "parts"):
-        model.compile_parts()
+        compile_parts(model)
     elif compiled:
         run = torch.compile(forward, dynamic=False)
     step = training_step(model, run) if training else torch.no_grad()(run)
