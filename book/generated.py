@@ -52,7 +52,9 @@ GROUPS = {
         *("vit_parts", "vit_mixers", "vit", "vit_sizes", "model_table"),
     ),
     "Measures and cost": ("measure", "cost", "statistics", "bench"),
-    "Speed and memory": ("kernels", "cuda_graph", "captured", "compiled_parts", "fused_step", "recompute", "chunked_loss", "memory"),
+    "Speed and memory": (
+        *("kernels", "cuda_graph", "captured", "compiled_parts", "fused_step", "recompute", "chunked_loss", "memory"),
+    ),
     "Data": ("data",),
     "Training": (
         *("recipe", "train", "optimizer", "checkpoint", "resume", "distributed", "sharded", "sharded_files", "device"),
