@@ -4,12 +4,15 @@ import importlib.util
 import subprocess
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from minigated import kernels
+from minigated.bench import suite_vit
+from minigated.bench.rows import difference
 from minigated.bench.suite_retention import CORES, as_projected, make_tables
 from minigated.compiled_parts import compile_parts
 from minigated.errors import InputError
@@ -129,6 +132,22 @@ def test_kernels_equal_the_plain_forms_in_the_interpreter():
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == 4 * 7 + 4 * 5 + 2 + 2 + 3 * 4 + 15, done.stderr
     assert all(float(line.rpartition(" ")[2]) < (2e-2 if "float16" in line else 2e-5) for line in lines), done.stdout
+
+
+@pytest.mark.parametrize("off", [1.0, 2.0])
+def test_the_bench_sees_a_wrong_kernel(monkeypatch, off):
+    """Its reference runs without kernels; here one stands in that gives so many times the convolution."""
+    monkeypatch.setattr(kernels, "usable", lambda x: kernels._allowed)
+    monkeypatch.setattr(kernels, "fits", lambda *arguments: False)
+    library = lambda x, weight, bias: suite_vit.F.conv2d(
+        x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2, groups=len(weight)
+    ).permute(0, 2, 3, 1)
+    monkeypatch.setattr(kernels, "depthwise", lambda *given: off * library(*given))
+    monkeypatch.setattr(kernels, "depthwise_added", lambda x, *filters: x + off * library(x, *filters))
+    monkeypatch.setattr(suite_vit, "compile_parts", lambda model: model)  # minutes that nothing here depends on
+    make = partial(suite_vit.make_ours, suite_vit.our_config("retention", "nano", 32, 4, 4))
+    row = suite_vit.prepare(make, suite_vit.COMPILED, True, 4, 32, torch.device("cpu"), True, {})
+    assert (difference(*row.check()) > 0.1) == (off != 1.0)
 
 
 # ----------------------------------------------------------------------------------------- what they need elsewhere

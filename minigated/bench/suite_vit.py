@@ -92,8 +92,8 @@ def prepare(make, way: str, training: bool, batch: int, pixels: int, device, che
             return F.cross_entropy(y.float(), labels) if training else y
 
     compiled, graph = way in (COMPILED, BOTH), way in (RECORDED, BOTH)
-    run = forward
-    if compiled and hasattr(model, "parts"):
+    by_parts, run = hasattr(model, "parts"), forward
+    if compiled and by_parts:
         compile_parts(model)
     elif compiled:
         run = torch.compile(forward, dynamic=False)
@@ -112,8 +112,8 @@ def prepare(make, way: str, training: bool, batch: int, pixels: int, device, che
         with plain(model), kernels.switched_off():
             return found, outputs(forward)
 
-    by = "parts" if hasattr(model, "parts") else "whole"
-    facts = {"parameters": parameters(model), "compiled": by if compiled else None, "recorded": graph, **facts}
+    by = ("parts" if by_parts else "whole") if compiled else None
+    facts = {"parameters": parameters(model), "compiled": by, "recorded": graph, **facts}
     check = check if way != EAGER and checked else None
     if graph:
         step = Later(step, device)

@@ -81,12 +81,8 @@ def fits(v: Tensor, row_window: int, column_window: int, row_tables=(), column_t
 
 def _fits(table: Tensor, heads: int, window: int, side: int) -> bool:
     """Whether a pass along a side of the map can read a table: one for all segments, or one for each."""
-    segments = (1, side // window) if table.ndim == 4 else (1,)
-    return (
-        table.shape[-3:] == (heads, window, window)
-        and (table.ndim == 3 or table.ndim == 4 and len(table) in segments)
-        and not table.requires_grad
-    )
+    segments = tuple(table.shape[:-3]) in ((), (1,), (side // window,))
+    return segments and table.shape[-3:] == (heads, window, window) and not table.requires_grad
 
 
 def _check_filters(x: Tensor, weight: Tensor) -> None:
