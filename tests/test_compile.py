@@ -292,3 +292,11 @@ def test_all_parts_of_a_backbone_are_compiled_in_training_and_evaluation(name):
         for mode in (True, False):
             model.train(mode)(images)
     assert all(part._compiled_call_impl is not None for part in model.parts)
+
+
+def test_parts_that_are_alike_share_a_graph():
+    """12 for 23 parts of the paper's size, as chapter 9 says."""
+    model, made = build_vit("gated_swinrmt_retention_paper").train(), []
+    compile_parts(model, backend=lambda graph, _: made.append(graph) or graph.forward)
+    model(torch.randn(1, 3, 224, 224))
+    assert (len(model.parts), len(made)) == (23, 12)
