@@ -6,11 +6,13 @@ Each choice is made once, by name, and says no where the name cannot be honoured
 import contextlib
 import os
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from minigated.errors import InputError
+from minigated.stacked import stacked
 
 # A model of several stages compiles its block once a stage, for training and for validation: PyTorch's limit
 # of 8 graphs a function would then quietly run the rest uncompiled.
@@ -78,7 +80,7 @@ def reset_compilation() -> None:
 
 
 @contextlib.contextmanager
-def compiled(model: nn.Module, mode: str, backend: str = "inductor"):
+def compiled(model: nn.Module, mode: str, backend: str | Callable = stacked):
     """Compiles `model` in place while the context lasts: the whole of it, or each of `model.blocks`.
 
     Modules keep their class and their state-dict names. Blocks of the same structure share one graph, so

@@ -20,6 +20,7 @@ from minigated.interop import from_qwen3, from_qwen3_next
 from minigated.lm import TrainingLoss, build_lm, lm_loss
 from minigated.lm_config import LMConfig
 from minigated.recipe import TrainConfig
+from minigated.stacked import stacked
 from minigated.variants import parameters
 
 # Accepted between two bfloat16 runs of one deep model, gradients too. Rounding in another order adds up over the layers
@@ -85,7 +86,7 @@ def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], 
 
 
 def bound(
-    loss: Callable, model: nn.Module, batch: Tensor, compiled: bool, precision: str = "auto"
+    loss: Callable, model: nn.Module, batch: Tensor, compiled: bool, precision: str = "auto", backend="inductor"
 ) -> Callable[[], Tensor]:
     """`loss(model, batch)` under autocast on a GPU, compiled where asked for."""
     device = batch.device
@@ -95,7 +96,7 @@ def bound(
         with autocast(device, precision):
             return loss(model, batch)
 
-    return torch.compile(run, dynamic=False) if compiled else run
+    return torch.compile(run, backend=backend, dynamic=False) if compiled else run
 
 
 def looked(loss: Callable[[], Tensor], weights: list[nn.Parameter], way: str, device: torch.device) -> list[Tensor]:
@@ -111,12 +112,17 @@ def ready(step: Callable[[], Tensor], check, facts: dict, way: str, device: torc
 
 
 # ---------------------------------------------------------------------------------------------- ours
-def prepare_ours(config: LMConfig, way: str, batch: int, tokens: int, device: torch.device, chunk: int = 0) -> Prepared:
+def prepare_ours(
+    config: LMConfig, way: str, batch: int, tokens: int, device: torch.device, chunk: int = 0, backend=stacked
+) -> Prepared:
     """A model of ours. Unless eager and plain, loss and gradients must be those of the eager plain form."""
     torch.manual_seed(0)
     model, data = build_lm(config, device), windows(config, batch, tokens, device)
     model.train()
-    loss = bound(lambda model, data: TrainingLoss(chunk=chunk)(model, data), model, data, way in (COMPILED, BOTH))
+    compiled = way in (COMPILED, BOTH)
+    loss = bound(
+        lambda model, data: TrainingLoss(chunk=chunk)(model, data), model, data, compiled, backend=backend
+    )
     weights = watched(model)
 
     def check():
@@ -130,14 +136,14 @@ def prepare_ours(config: LMConfig, way: str, batch: int, tokens: int, device: to
 
 
 def our_row(
-    name: str, config: LMConfig, way: str, batch: int, tokens: int, device: torch.device, chunk: int = 0
+    name: str, config: LMConfig, way: str, batch: int, tokens: int, device: torch.device, chunk: int = 0, **more
 ) -> Row:
-    """A row of ours; eager, and with all logits at once, it is the reference of the others."""
+    """A row of ours; eager, and with all logits at once, it is the reference of the others. More of `prepare_ours`."""
     built = config.matched()
     total = parameters(build_lm(built, "meta"))
     return Row(
         f"{name}, {way}",
-        partial(prepare_ours, built, way, batch, tokens, device, chunk),
+        partial(prepare_ours, built, way, batch, tokens, device, chunk, **more),
         state="equal" if way != EAGER or chunk else "reference",
         flops=lm_training(built, total, batch, tokens),
         items=batch * tokens,

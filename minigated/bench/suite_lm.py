@@ -2,8 +2,9 @@
 
 Cases: two sizes beside transformers' Qwen3 and Qwen3-Next; two widths with 2,048 tokens for the gates alone, where the
 feed-forward of a gated model is narrowed until its parameters equal those of the one without. Beside transformers' the
-model without gate stands once more with its loss computed in chunks (`minigated.chunked_loss`): the same numbers. On a
-GPU steps are also recorded as one CUDA graph, ours and transformers'.
+model without gate stands once more with its loss computed in chunks (`minigated.chunked_loss`), and compiled without
+the rule that makes layers with one input one product (`minigated.stacked`): the same numbers. On a GPU steps are also
+recorded as one CUDA graph, ours and transformers'.
 """
 
 from functools import partial
@@ -18,7 +19,8 @@ from minigated.lm_config import LMConfig
 CLAIM = "a gate costs a training step a few percent at equal parameters; the step is limited by matrix products"
 FILES = [
     "attention.py", "chunked_loss.py", "gates.py", "layers.py", "lm.py", "lm_config.py", "recompute.py", "rope.py",
-    "variants.py", "cuda_graph.py", "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_lm.py",
+    "stacked.py", "variants.py", "cuda_graph.py", "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py",
+    "bench/suite_lm.py",
 ]  # fmt: skip
 PEERS = ("qwen3", "qwen3_next")
 GATES = {"none": "none", "headwise": "g1_headwise", "elementwise": "g1_elementwise"}
@@ -75,6 +77,8 @@ def beside_rows(name: str, config: LMConfig, batch: int, tokens: int, device) ->
     eager = [] if name in LARGE else [EAGER]
     rows = [row for way in eager for row in gate_rows(*given, way, ("none",))]
     rows += gate_rows(*given, COMPILED) + gate_rows(*given, BOTH, ("none",)) + loss_rows(*given, COMPILED)
+    if name not in LARGE:
+        rows.append(our_row("minigated, layers apart", config, COMPILED, batch, tokens, device, backend="inductor"))
     plan = [(kind, way) for kind in PEERS for way in [*eager, COMPILED]] + [("qwen3", BOTH)]
     return rows + [peer_row(kind, config, way, batch, tokens, device) for kind, way in plan]
 

@@ -20,8 +20,8 @@ from minigated.moe import FORMS, MoE
 
 CLAIM = "grouped products bring a mixture of experts near the speed of a dense layer with the same active operations"
 FILES = [
-    "moe.py", "balance.py", "lm.py", "lm_config.py", "attention.py", "interop/experts.py", "bench/lm_rows.py",
-    "bench/peers.py", "bench/suite_moe.py",
+    "moe.py", "balance.py", "lm.py", "lm_config.py", "attention.py", "stacked.py", "interop/experts.py",
+    "bench/lm_rows.py", "bench/peers.py", "bench/suite_moe.py",
 ]  # fmt: skip
 COPYING = ("gathered", "batched_mm")  # forms that copy each token's experts: tens of gigabytes at a GPU's sizes
 # tokens, C, F, experts, k
