@@ -86,7 +86,8 @@ def compiled(model: nn.Module, mode: str, backend: str | Callable = stacked):
     Modules keep their class and their state-dict names. Blocks of the same structure share one graph, so
     depth costs no compile time. Graphs are kept when the next model has the same structure (another seed)
     and forgotten when it has not, so that many variants can be trained in one process. Afterwards the model
-    is plain again: probes and caches of other shapes then trigger no compilation.
+    is plain again: probes and caches of other shapes then trigger no compilation. The usual backend is PyTorch's,
+    told to make layers that read one input one product, see `minigated.stacked`.
     """
     global _compiled_last
     parts = {"none": [], "graph": [], "blocks": list(getattr(model, "blocks", [])), "whole": [model]}[mode]

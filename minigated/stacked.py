@@ -1,31 +1,31 @@
 """A rule for the compiler: linear layers that read the same x become one product in training (chapter 9).
 
 A model says what it computes, layer by layer: queries, keys, values and the scores of a gate are four products of one
-x. Before `torch.compile` writes code it can be told a better order. One product with the four matrices stacked reads x
-once, and in the backward pass writes the gradient of x once, where four would be written and added up. Stacking itself
-is nearly free: the matrices are copied anyhow as autocast rounds them, and that copy goes to the right place.
+x. `torch.compile` can be told to group them before it writes code. One product with the four matrices stacked reads
+x once, and in the backward pass writes the gradient of x once, where four would be written and added up. Stacking is
+free where autocast rounds the matrices to bfloat16: they are copied anyhow, and the copies go side by side.
 
     step = torch.compile(model, backend=stacked)
 """
 
-import inspect
 import operator
 import re
 from collections.abc import Callable
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-# Names of what changes the mode, or writes to a tensor: `add_`, `x += y`, `x[i] = y`.
-BARRIERS = r"_enter_\w+|_exit_\w+|_set_grad_enabled|setitem|i(add|sub|mul|truediv|floordiv|mod|pow|matmul)|\w*[^\W_]_"
-ROWS = 8  # of bfloat16 are 16 bytes: a token's results start at a multiple of that, as matrix units want them
+# Names of what changes the mode that products are in, and of writing to a tensor: `add_`.
+BARRIERS = r"_enter_\w+|_exit_\w+|_set_grad_enabled|\w+_nesting|\w*[^\W_]_"
+ROWS = 8  # of bfloat16 are 16 bytes: the results of every token start at a multiple of that, as matrix units want
 
 
 def stacked(graph: fx.GraphModule, inputs: list, compiler: str = "inductor") -> Callable:
-    """A backend of `torch.compile`: the rule where gradients are asked for and matrices rounded, then `compiler`.
+    """A backend of `torch.compile`: the rule where gradients are asked for and autocast rounds, then `compiler`.
 
-    Elsewhere they are read where they lie: a single token would pay for stacking them at every step, and two processor
-    cores in float32 lose two percent.
+    Elsewhere matrices are read where they lie, as stacking would copy them at every step. A layer's results are then
+    part of a longer row: code that asks for them in one piece, say `view(batch, -1)` where `flatten(1)` would do,
+    stops with PyTorch's error. There is no `mode` and there are no `options`.
     """
     from torch._dynamo import lookup_backend  # not at import: it takes a second
 
@@ -43,7 +43,7 @@ def stack_products(graph: fx.GraphModule, rounded: bool = False) -> int:
     made = 0
     for module in graph.modules():
         if isinstance(module, fx.GraphModule):
-            groups = [group for group in _groups(module.graph) if not rounded or _rounds(group[0])]
+            groups = _groups(module.graph, rounded)
             for group in groups:
                 _stack(module.graph, group)
             module.recompile()
@@ -51,45 +51,54 @@ def stack_products(graph: fx.GraphModule, rounded: bool = False) -> int:
     return made
 
 
-def _groups(graph: fx.Graph) -> list[list[fx.Node]]:
-    """The products without bias that read one x, two and more of them, with no barrier between."""
+def _traced(node: fx.Node) -> Tensor:
+    """What Dynamo knows of a node's tensor: all but its numbers."""
+    return node.meta.get("example_value")
+
+
+def _groups(graph: fx.Graph, rounded: bool) -> list[list[fx.Node]]:
+    """Linear layers without bias that read one x, two and more of them, with no barrier between."""
     groups, passed = {}, 0
     for node in graph.nodes:
-        passed += _barrier(node)
-        if node.target is torch._C._nn.linear and len(node.args) == 3 and node.args[2] is None:
-            x, weight, _ = node.args
-            if weight.op in ("placeholder", "get_attr"):  # so it is there before the first of them
-                groups.setdefault((passed, x, weight.meta["example_value"].dtype), []).append(node)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        passed += bool(re.fullmatch(BARRIERS, name))
+        if node.target is torch._C._nn.linear and _fits(node):
+            x, weight = _reads(node)[:2]
+            matrix = _traced(weight)
+            if not rounded or _traced(node).dtype != matrix.dtype:
+                groups.setdefault((passed, x, matrix.dtype, matrix.requires_grad), []).append(node)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _rounds(node: fx.Node) -> bool:
-    return node.meta["example_value"].dtype != node.args[1].meta["example_value"].dtype
+def _reads(node: fx.Node) -> list:
+    """x, weight and bias of a linear layer, however they were given."""
+    given = dict(zip(("input", "weight", "bias"), node.args)) | node.kwargs
+    return [given.get(name) for name in ("input", "weight", "bias")]
 
 
-def _barrier(node: fx.Node) -> bool:
-    """Whether a product means something else after this: another mode, or something written to, x perhaps."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    try:
-        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
-    except (TypeError, ValueError):  # methods, and functions that do not say what they take
-        given = node.kwargs
-    writes = given.get("inplace") or given.get("out") is not None
-    return bool(writes or re.fullmatch(BARRIERS, name))
+def _fits(node: fx.Node) -> bool:
+    """Whether a layer may join: its weight is a matrix of known size and nobody writes to what it reads or makes."""
+    x, weight, bias = _reads(node)
+    if bias is not None or weight.op != "placeholder" or not node.users:  # a matrix made on the way comes too late
+        return False
+    seen = [_traced(part) for part in (x, weight, node)]
+    if not all(isinstance(part, Tensor) and part._version == 0 for part in seen):
+        return False
+    return seen[1].ndim == 2 and all(type(size) is int for size in seen[1].shape)
 
 
 def _stack(graph: fx.Graph, group: list[fx.Node]) -> None:
-    x, weights = group[0].args[0], [node.args[1] for node in group]
-    sizes = [weight.meta["example_value"].shape[0] for weight in weights]
+    x, matrices = _reads(group[0])[0], [_reads(node)[1] for node in group]
+    sizes, columns = [_traced(matrix).shape[0] for matrix in matrices], _traced(matrices[0]).shape[1]
     with graph.inserting_before(group[0]):
+        # Rounded before they are stacked, so that each is written once, and to its place.
+        rounded = [graph.call_method("to", (matrix, _traced(group[0]).dtype)) for matrix in matrices]
         if missing := -sum(sizes) % ROWS:
-            columns = weights[0].meta["example_value"].shape[1]
-            weights.append(graph.call_method("new_zeros", (weights[0], (missing, columns))))
+            rounded.append(graph.call_method("new_zeros", (rounded[0], (missing, columns))))
             sizes.append(missing)
-        product = graph.call_function(torch._C._nn.linear, (x, graph.call_function(torch.cat, (weights,)), None))
+        product = graph.call_function(torch._C._nn.linear, (x, graph.call_function(torch.cat, (rounded,)), None))
         parts = graph.call_method("split", (product, sizes, -1))
         made = [graph.call_function(operator.getitem, (parts, i)) for i in range(len(group))]
     for old, new in zip(group, made):
-        new.meta.update(old.meta)
         old.replace_all_uses_with(new)
         graph.erase_node(old)

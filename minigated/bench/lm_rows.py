@@ -138,7 +138,11 @@ def prepare_ours(
 def our_row(
     name: str, config: LMConfig, way: str, batch: int, tokens: int, device: torch.device, chunk: int = 0, **more
 ) -> Row:
-    """A row of ours; eager, and with all logits at once, it is the reference of the others. More of `prepare_ours`."""
+    """A row of ours; eager, and with all logits at once, it is the reference of the others.
+
+    Args:
+        **more: of `prepare_ours`.
+    """
     built = config.matched()
     total = parameters(build_lm(built, "meta"))
     return Row(

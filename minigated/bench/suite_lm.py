@@ -2,9 +2,9 @@
 
 Cases: two sizes beside transformers' Qwen3 and Qwen3-Next; two widths with 2,048 tokens for the gates alone, where the
 feed-forward of a gated model is narrowed until its parameters equal those of the one without. Beside transformers' the
-model without gate stands once more with its loss computed in chunks (`minigated.chunked_loss`), and compiled without
-the rule that makes layers with one input one product (`minigated.stacked`): the same numbers. On a GPU steps are also
-recorded as one CUDA graph, ours and transformers'.
+model without gate stands once more with its loss computed in chunks (`minigated.chunked_loss`). Our compiled models
+follow the rule that makes layers with one input one product (`minigated.stacked`); one row, "layers apart", and those
+of transformers do without. On a GPU steps are also recorded as one CUDA graph, ours and transformers'.
 """
 
 from functools import partial
