@@ -199,7 +199,7 @@ def profile_figure(record: dict, case: str):
     figure.legend(boxes, kinds, fontsize=9, loc="lower center", ncols=2)
     figure.tight_layout(rect=(0, 0.22 * ((len(kinds) + 1) // 2) / figure.get_figheight() + 0.02, 1, 1))
     told = [
-        f"{extra['contender']}: " + ", ".join(f"{kind} {part[kind]:.0%}" for kind in kinds if part.get(kind))
+        f"{extra['contender']}: " + ", ".join(f"{kind} {part[kind]:.0%}" for kind in kinds if part.get(kind, 0) >= 0.01)
         for extra, part in zip(seen, parts)
     ]
     return figure, f"Bars of what the GPU does. {'; '.join(told)}."

@@ -126,12 +126,12 @@ def shares(extra: Mapping) -> dict[str, float]:
 
 
 def where(target: Target, records: Records) -> str:
-    """ "matrix products 49%, compiled 25%, ...": parts of our row's time, largest first, below 3 % left out; or ""."""
+    """ "matrix products 49%, compiled 25%, ...": parts of our row's time, largest first, below 5 % left out; or ""."""
     ours = fastest(rows_of(target, records), target.ours)
     if ours is None or not ours["profile"]:
         return ""
     parts = sorted(shares(ours).items(), key=lambda part: -part[1])
-    return f"{ours['contender']}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in parts if share >= 0.03)
+    return f"{ours['contender']}: " + ", ".join(f"{kind} {share:.0%}" for kind, share in parts if share >= 0.05)
 
 
 def tally(record: dict) -> str:
