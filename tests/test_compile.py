@@ -286,7 +286,6 @@ def test_evaluation_of_a_compiled_model_adds_one_graph_however_often():
 def test_all_parts_of_a_backbone_are_compiled_in_training_and_evaluation(name):
     """Beyond its limit of graphs a function, here 2, PyTorch would run the rest as it stands and only log it."""
     model, images = build_vit(name).train(), torch.randn(2, 3, 32, 32)
-    torch._dynamo.reset()
     with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
         assert compile_parts(model, backend="eager") is model
         for mode in (True, False):

@@ -187,7 +187,7 @@ def depthwise_filters(x: Tensor, gradient: Tensor, kernel: int) -> Tensor:
     x, stride = even(x)
     gradient = gradient.contiguous()
     cells, height, width, channels = _sizes(x)
-    # the sums of 25 taps fill the registers, and cost as much to add up as twice as many programs with 9
+    # 25 taps fill the registers with their sums, and each program leaves 26 to be added up: half as many is faster
     columns, programs = (_columns(width), PROGRAMS) if kernel < 5 else (NARROW, PROGRAMS // 2)
     rounds, across = triton.cdiv(cells // width * triton.cdiv(width, columns), BLOCKS), triton.cdiv(channels, CHANNELS)
     steps = triton.cdiv(rounds * across, programs)
