@@ -14,9 +14,7 @@ from torch import nn
 from minigated.errors import InputError
 from minigated.stacked import stacked
 
-# A model of several stages compiles its block once a stage, for training and for validation: PyTorch's limit
-# of 8 graphs a function would then quietly run the rest uncompiled.
-GRAPH_LIMIT = 64
+GRAPHS = 64  # of one function
 _compiled_last: str | None = None
 
 
@@ -36,9 +34,7 @@ def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     index = local_rank if match[1] is None else int(match[1])
     if index >= count:
         reason = "" if torch.backends.cuda.is_built() else " (this PyTorch is built without CUDA)"
-        raise InputError(
-            f"device {name!r} asks for GPU {index}, which is not there; there is: {there}{reason}"
-        )
+        raise InputError(f"device {name!r} asks for GPU {index}, which is not there; there is: {there}{reason}")
     return torch.device("cuda", index)
 
 
@@ -55,8 +51,7 @@ def choose_compile(name: str, device: torch.device, model: nn.Module) -> str:
     blocks = getattr(model, "blocks", None)
     if name == "blocks" and not blocks:
         raise InputError(
-            f"compile 'blocks' needs a model with `blocks`, {type(model).__name__} has none; accepted: "
-            "none, whole"
+            f"compile 'blocks' needs a model with `blocks`, {type(model).__name__} has none; accepted: none, whole"
         )
     if name == "graph" and device.type != "cuda":
         raise InputError(f"compile 'graph' needs a CUDA device and this is {device}; accepted: none, blocks, whole")
@@ -70,6 +65,16 @@ def choose_compile(name: str, device: torch.device, model: nn.Module) -> str:
 def autocast(device: torch.device, precision: str):
     """Matrix products in bf16 under "bf16"; nothing under "float32"."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def allow_graphs() -> None:
+    """Lets `torch.compile` make up to `GRAPHS` graphs of a function in this process.
+
+    A model of several stages compiles its block once a stage, for training and for validation: with its own limit of 8
+    PyTorch would quietly run the rest uncompiled.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
 
 
 def reset_compilation() -> None:
@@ -97,8 +102,7 @@ def compiled(model: nn.Module, mode: str, backend: str | Callable = stacked):
         if structure != _compiled_last:
             reset_compilation()
         _compiled_last = structure
-        limits = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, GRAPH_LIMIT)
+        allow_graphs()
     for part in parts:
         part.compile(backend=backend, dynamic=False)  # stages of a backbone differ in shape; each gets its own kernels
     try:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigated.cuda_graph import recorded
-from minigated.device import GRAPH_LIMIT
+from minigated.device import allow_graphs
 from minigated.errors import InputError, one_of
 from minigated.fused_step import decode_fused, unserved
 from minigated.lm import LanguageModel
@@ -223,7 +223,6 @@ def _compiled(device: torch.device):
     """`decode` as one graph. One row makes every product a sum over a weight's rows: reductions that fuse with norms
     and gates around them, which is what coordinate descent tuning turns them into on a GPU.
     """
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, GRAPH_LIMIT)
+    allow_graphs()
     options = {"coordinate_descent_tuning": True} if device.type == "cuda" else None
     return torch.compile(decode, backend=BACKEND, fullgraph=True, dynamic=False, options=options)

@@ -21,6 +21,8 @@ from minigated.bench.targets import TARGETS, Target, reached, shares, tally, tar
         ("void gemv2T_kernel_val<int, int, __nv_bfloat16>", "matrix products"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
         ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<cutlass::bfloat16_t>", "attention"),
+        ("void cudnn::fusion::convert_dq_to_16bits<true>(void const*, void*, unsigned int,", "attention"),
+        ("void cudnn::fusion::compute_dot_do_o_specialized<true, 64>(void const*", "attention"),
         ("triton_poi_fused__scaled_dot_product_flash_attention_backward_3", "compiled"),
         ("triton_red_fused_convolution_add_2", "compiled"),
         ("_attend", "our kernels"),

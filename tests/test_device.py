@@ -1,6 +1,5 @@
 """Compiled graphs: how many, and under which names."""
 
-
 import torch
 from torch import nn
 from toy_training import ToyBlock, ToyModel, toy_batch, toy_loss
@@ -29,7 +28,7 @@ def test_blocks_and_seeds_share_one_graph_and_another_structure_starts_anew():
 
 
 def test_many_variants_in_one_process_stay_compiled(monkeypatch):
-    monkeypatch.setattr(device, "GRAPH_LIMIT", 2)
+    monkeypatch.setattr(device, "GRAPHS", 2)
     device.reset_compilation()
     with torch._dynamo.config.patch(recompile_limit=2):
         for width in range(2, 8):

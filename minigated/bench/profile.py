@@ -15,7 +15,7 @@ OTHER = "element by element"
 KINDS = (  # kind -> its kernels' names; the first that fits counts
     ("compiled", r"^triton_"),  # by torch.compile, whatever they do
     ("our kernels", r"^_(convolve|filter_gradient|forward|backward|project|gate_and_up|add|attend|embed|choose)$"),
-    ("attention", r"flash|fmha|sdpa|attention"),
+    ("attention", r"flash|fmha|sdpa|attention|convert_dq|dot_do_o"),
     ("convolution", r"conv|fprop|dgrad|wgrad"),
     ("matrix products", r"gemm|gemv|nvjet|xmma|cutlass|cublas|splitk"),
     ("optimizer", r"adam"),

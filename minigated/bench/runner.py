@@ -13,7 +13,7 @@ from minigated.bench import report
 from minigated.bench.ceilings import measure_ceilings
 from minigated.bench.rows import Case, measure_case, untimed
 from minigated.bench.timing import Timer
-from minigated.device import GRAPH_LIMIT, choose_device, reset_compilation
+from minigated.device import allow_graphs, choose_device, reset_compilation
 from minigated.errors import InputError, one_of
 from minigated.experiments.runlog import RunLog
 
@@ -103,8 +103,7 @@ def run_suite(
 def _run_cases(suite: str, cases: list[Case], log: RunLog, timer: Timer, settings: dict, end: float) -> list[dict]:
     """All rows' results. A case is in the log as a whole, since its rows took turns; one with a failed row is not."""
     results, share = [], settings["sampling_seconds"] / max(1, len(cases))
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, GRAPH_LIMIT)
+    allow_graphs()
     with tqdm(total=sum(len(case.rows) for case in cases), desc=f"bench {suite}", unit="row") as bar:
         for case in cases:
             bar.set_postfix_str(case.name)

@@ -22,7 +22,8 @@ from minigated.swat_tables import SwatTableBuilder
 CLAIM = "one fused kernel for both passes of a window is five times as fast as eager matrix products"
 FILES = [
     *("decay.py", "decay_passes.py", "retention.py", "swat.py", "swat_tables.py", "tables.py", "windows.py"),
-    *("kernels/__init__.py", "kernels/windowed_triton.py", "cuda_graph.py", "bench/suite_retention.py"),
+    *("kernels/__init__.py", "kernels/lines_triton.py", "kernels/windowed_triton.py", "cuda_graph.py"),
+    "bench/suite_retention.py",
 ]
 # images, side of the map, channels, heads. 32 channels a head; on a GPU q, k, v are far larger than its cache.
 SIZES = {"cpu": (8, 16, 64, 2), "gpu": (64, 56, 128, 4)}

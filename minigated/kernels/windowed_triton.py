@@ -1,10 +1,7 @@
 """Both passes of decomposed attention within windows of at most 64 cells as one Triton kernel, and its gradient.
 
 A program owns one head of one window, or of several windows where these are small. It reads q, k, v once and writes
-the result once; the value between the passes never leaves the chip. A pass needs the scores of cells of one line, four
-or eight, which is less than a matrix unit multiplies at a time. So whole lines are put together to groups of sixteen
-cells or more, every group is one small product, and of its scores those within a line count. For the second pass the
-cells are put in the other order, columns after one another in place of rows.
+the result once; the value between the passes never leaves the chip. What a pass does is in `lines_triton.py`.
 
 Everything around the passes that would be a journey through memory of its own is done on the way: queries and keys are
 rotated as they are read, a shift only changes which cells are read, and the gradients of q, k and v are written side by
@@ -18,82 +15,10 @@ from torch import Tensor
 from torch.library import custom_op
 
 from minigated.kernels.depthwise_triton import even, refuse_twice
+from minigated.kernels.lines_triton import line_gradients, line_results, line_shares, turned_lines
 
 CELLS, WIDTH, WARPS = 64, 32, 4  # of a program: cells, in several windows where these are small, of heads no wider
 GROUP = 16  # the fewest cells of whole rows, or columns, that are one product; `GW` and `GH` in the kernels
-
-
-@triton.jit
-def _grouped(x, G: tl.constexpr):
-    """[TILE, BLOCK] -> [TILE // G, G, BLOCK]."""
-    return tl.reshape(x, [x.shape[0] // G, G, x.shape[1]])
-
-
-@triton.jit
-def _flat(x):
-    """[groups, G, BLOCK] -> [groups * G, BLOCK]."""
-    return tl.reshape(x, [x.shape[0] * x.shape[1], x.shape[2]])
-
-
-@triton.jit
-def _shares(
-    a, b, add, times, there, place, head, heads, SCALE: tl.constexpr, W: tl.constexpr, LINE: tl.constexpr,
-    G: tl.constexpr, SEGMENTS: tl.constexpr, SOFTMAX: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """What each cell takes of the others in its line and, for the sigmoid, the derivative of that, [groups, G, G].
-
-    Args:
-        a, b: queries and keys of whole lines one after another, [TILE, BLOCK]. there: whether a cell is one, [TILE].
-        place: of which window along the axis it is, [TILE]. W, LINE: cells of a line, and that as a power of two.
-    """
-    queries, keys = _grouped(a, G), _grouped(b, G)
-    there, place = tl.reshape(there, [a.shape[0] // G, G]), tl.reshape(place, [a.shape[0] // G, G])
-    scores = tl.dot(queries, tl.permute(keys, (0, 2, 1)), input_precision=PRECISION) * SCALE
-    g = tl.arange(0, G)
-    line, one = (g // LINE)[None, :], (g % LINE)[None, :]
-    same = (line[:, :, None] == line[:, None, :]) & there[:, None, :]
-    inside = (one < W)[:, :, None] & (one < W)[:, None, :]
-    within = (head * W + one[:, :, None]) * W + one[:, None, :]
-    if SEGMENTS > 1:
-        at = within + (place * (heads * W * W))[:, :, None]
-        allowed = same & inside
-    else:
-        at, allowed = within, inside
-    if SOFTMAX:
-        scores = tl.where(same, scores + tl.load(add + at, allowed, 0.0), float("-inf"))
-        top = tl.max(scores, 2)
-        top = tl.where(top == float("-inf"), 0.0, top)
-        shares = tl.exp(scores - top[:, :, None])
-        total = tl.sum(shares, 2)
-        shares = shares * (1.0 / tl.where(total == 0.0, 1.0, total))[:, :, None]
-        return shares, shares
-    open_ = 1.0 / (1.0 + tl.exp(-(scores + tl.load(add + within, inside, 0.0))))  # slopes know no regions
-    decay = tl.where(same, tl.load(times + at, allowed, 0.0), 0.0)
-    return open_ * decay, open_ * (1.0 - open_) * decay
-
-
-@triton.jit
-def _taken(shares, z, G: tl.constexpr, PRECISION: tl.constexpr):
-    """The result of a pass: shares of the values, [TILE, BLOCK] float32."""
-    return _flat(tl.dot(shares.to(z.dtype), _grouped(z, G), input_precision=PRECISION))
-
-
-@triton.jit
-def _pass_gradients(
-    dy, a, b, z, shares, derivative, SCALE: tl.constexpr, G: tl.constexpr, SOFTMAX: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """From the gradient of a pass's result to those of queries, keys and values, [TILE, BLOCK] float32."""
-    dy, a, b, z = _grouped(dy, G), _grouped(a, G), _grouped(b, G), _grouped(z, G)
-    dz = _flat(tl.dot(tl.permute(shares.to(z.dtype), (0, 2, 1)), dy, input_precision=PRECISION))
-    slope = tl.dot(dy, tl.permute(z, (0, 2, 1)), input_precision=PRECISION)
-    if SOFTMAX:
-        slope = shares * (slope - tl.sum(shares * slope, 2)[:, :, None])
-    else:
-        slope = slope * derivative
-    slope = (slope * SCALE).to(a.dtype)
-    da = _flat(tl.dot(slope, b, input_precision=PRECISION))
-    return da, _flat(tl.dot(tl.permute(slope, (0, 2, 1)), a, input_precision=PRECISION)), dz
 
 
 @triton.jit
@@ -131,13 +56,6 @@ def _angles(cos, sin, at, d, real):
 
 
 @triton.jit
-def _turned_lines(x, LINES: tl.constexpr, LENGTH: tl.constexpr, HELD: tl.constexpr, BLOCK: tl.constexpr):
-    """From lines of one direction, [HELD LINES LENGTH, BLOCK], to those of the other."""
-    x = tl.permute(tl.reshape(x, [HELD, LINES, LENGTH, BLOCK]), (0, 2, 1, 3))
-    return tl.reshape(x, [HELD * LINES * LENGTH, BLOCK])
-
-
-@triton.jit
 def _read(
     q, k, v, cos, sin, cell, part, corner, d, real, q_step, k_step, v_step, TURN: tl.constexpr, TILE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -168,15 +86,17 @@ def _forward(
     there, cell, _, right = _cells(row, column, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
     real, corner = there[:, None] & (d < D)[None, :], (row * pw + column)[:, None] * D + d[None, :]
     a, b, z = _read(q, k, v, cos, sin, cell, part, corner, d, real, q_step, k_step, v_step, TURN, TILE, BLOCK)
-    shares, _ = _shares(a, b, column_add, column_times, there, right, head, heads, SCALE, WW, WP, GW, COLUMNS, SOFTMAX,
-                        PRECISION)  # fmt: skip
-    z = _taken(shares, z, GW, PRECISION).to(z.dtype)
+    shares, _ = line_shares(
+        a, b, column_add, column_times, there, right, head, heads, SCALE, WW, WP, GW, COLUMNS, SOFTMAX, PRECISION
+    )
+    z = line_results(shares, z, GW, PRECISION).to(z.dtype)
 
     there, cell, down, _ = _cells(i % HP, (i // HP) % WP, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
-    a, b = _turned_lines(a, HP, WP, HELD, BLOCK), _turned_lines(b, HP, WP, HELD, BLOCK)
-    shares, _ = _shares(a, b, row_add, row_times, there, down, head, heads, SCALE, WH, HP, GH, ROWS, SOFTMAX,
-                        PRECISION)  # fmt: skip
-    y = _taken(shares, _turned_lines(z, HP, WP, HELD, BLOCK), GH, PRECISION)
+    a, b = turned_lines(a, HP, WP, HELD, BLOCK), turned_lines(b, HP, WP, HELD, BLOCK)
+    shares, _ = line_shares(
+        a, b, row_add, row_times, there, down, head, heads, SCALE, WH, HP, GH, ROWS, SOFTMAX, PRECISION
+    )
+    y = line_results(shares, turned_lines(z, HP, WP, HELD, BLOCK), GH, PRECISION)
     tl.store(out + cell[:, None] * (heads * D) + part, y, there[:, None] & (d < D)[None, :])
 
 
@@ -196,21 +116,23 @@ def _backward(
     real, corner = there[:, None] & (d < D)[None, :], (row * pw + column)[:, None] * D + d[None, :]
     a, b, z = _read(q, k, v, cos, sin, cell, part, corner, d, real, q_step, k_step, v_step, TURN, TILE, BLOCK)
     # the width pass once more
-    p, p_slope = _shares(a, b, column_add, column_times, there, right, head, heads, SCALE, WW, WP, GW, COLUMNS, SOFTMAX,
-                         PRECISION)  # fmt: skip
-    between = _taken(p, z, GW, PRECISION).to(z.dtype)
+    p, p_slope = line_shares(
+        a, b, column_add, column_times, there, right, head, heads, SCALE, WW, WP, GW, COLUMNS, SOFTMAX, PRECISION
+    )
+    between = line_results(p, z, GW, PRECISION).to(z.dtype)
     # the height pass and its gradients
     there, other, down, _ = _cells(i % HP, (i // HP) % WP, held, windows, nh, nw, ph, pw, up, left, WH, WW, HELD)
-    a_h, b_h = _turned_lines(a, HP, WP, HELD, BLOCK), _turned_lines(b, HP, WP, HELD, BLOCK)
-    r, r_slope = _shares(a_h, b_h, row_add, row_times, there, down, head, heads, SCALE, WH, HP, GH, ROWS, SOFTMAX,
-                         PRECISION)  # fmt: skip
+    a_h, b_h = turned_lines(a, HP, WP, HELD, BLOCK), turned_lines(b, HP, WP, HELD, BLOCK)
+    r, r_slope = line_shares(
+        a_h, b_h, row_add, row_times, there, down, head, heads, SCALE, WH, HP, GH, ROWS, SOFTMAX, PRECISION
+    )
     dy = tl.load(gradient + other[:, None] * (heads * D) + part, there[:, None] & (d < D)[None, :], 0.0)
-    between = _turned_lines(between, HP, WP, HELD, BLOCK)
-    da, db, dz = _pass_gradients(dy, a_h, b_h, between, r, r_slope, SCALE, GH, SOFTMAX, PRECISION)
-    da, db = _turned_lines(da, WP, HP, HELD, BLOCK), _turned_lines(db, WP, HP, HELD, BLOCK)
-    dz = _turned_lines(dz.to(z.dtype), WP, HP, HELD, BLOCK)
+    between = turned_lines(between, HP, WP, HELD, BLOCK)
+    da, db, dz = line_gradients(dy, a_h, b_h, between, r, r_slope, SCALE, GH, SOFTMAX, PRECISION)
+    da, db = turned_lines(da, WP, HP, HELD, BLOCK), turned_lines(db, WP, HP, HELD, BLOCK)
+    dz = turned_lines(dz.to(z.dtype), WP, HP, HELD, BLOCK)
     # those of the width pass
-    more_a, more_b, dz = _pass_gradients(dz, a, b, z, p, p_slope, SCALE, GW, SOFTMAX, PRECISION)
+    more_a, more_b, dz = line_gradients(dz, a, b, z, p, p_slope, SCALE, GW, SOFTMAX, PRECISION)
     if MORE:
         dz += tl.load(more + cell[:, None] * (heads * D) + part, real, 0.0)
     at = cell[:, None] * step + part
