@@ -149,15 +149,10 @@ class NormHead(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------- x + convolution(x)
-def served(x: Tensor) -> bool:
-    """Whether the kernels below take a map: a cast one would give up the digits of the x that is added."""
-    cast = torch.is_autocast_enabled("cuda") and x.dtype != torch.get_autocast_dtype("cuda")
-    return kernels.usable(x) and not cast
-
-
 def added(x: Tensor, conv: DepthwiseConv) -> Tensor:
     """x + conv(x), [B, h, w, C] -> same; on a GPU one kernel (chapter 9), rounded once."""
-    if served(x):
+    cast = torch.is_autocast_enabled("cuda") and x.dtype != torch.get_autocast_dtype("cuda")
+    if kernels.usable(x) and not cast:  # a cast map would give up the digits of the x that is added
         return kernels.depthwise_added(x, conv.conv.weight, conv.conv.bias)
     return x + conv(x)
 
@@ -166,9 +161,7 @@ class AddedFeedForward(ConvFeedForward):
     """`ConvFeedForward` with `added`; the same weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x, conv = self.fc1(x), self.dwconv.conv
-        y = kernels.gelu_added(x, conv.weight, conv.bias) if served(x) else added(F.gelu(x), self.dwconv)
-        return self.fc2(y)
+        return self.fc2(added(F.gelu(self.fc1(x)), self.dwconv))
 
 
 # ---------------------------------------------------------------------------------------------- skeletons

@@ -30,9 +30,9 @@ CLAIM = "a gated retention backbone trains at least as fast as a compiled Swin w
 FILES = [
     "vit.py", "vit_mixers.py", "vit_parts.py", "vit_sizes.py", "retention.py", "decay.py", "decay_passes.py", "swat.py",
     "swat_tables.py", "layers.py", "windows.py", "tables.py", "kernels/__init__.py", "kernels/depthwise_triton.py",
-    "kernels/gelu_triton.py", "kernels/lines_triton.py", "kernels/local_triton.py", "kernels/windowed_triton.py",
-    "bench/lm_rows.py", "bench/peers.py", "cuda_graph.py", "compiled_parts.py", "device.py", "gates.py",
-    "recompute.py", "swat_options.py", "bench/suite_vit.py",
+    "kernels/lines_triton.py", "kernels/local_triton.py", "kernels/windowed_triton.py", "bench/lm_rows.py",
+    "bench/peers.py", "cuda_graph.py", "compiled_parts.py", "device.py", "gates.py", "recompute.py", "swat_options.py",
+    "bench/suite_vit.py",
 ]  # fmt: skip
 MIXERS = ("retention", "swat")
 # name -> size, pixels, first patch, window, images in training and in inference. Patch and window are the peer's too.

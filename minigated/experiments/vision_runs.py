@@ -21,7 +21,7 @@ FILES = [
         *("captured", "decay", "decay_passes", "device", "gates", "layers", "optimizer", "recipe", "retention", "swat"),
         *("swat_options", "swat_tables", "swin", "tables", "train", "vit", "vit_mixers", "vit_parts", "windows"),
         *("data/augment", "data/augment_parts", "data/images", "data/splits", "data/streams"),
-        *("experiments/vision_runs", "kernels/__init__", "kernels/depthwise_triton", "kernels/gelu_triton"),
+        *("experiments/vision_runs", "kernels/__init__", "kernels/depthwise_triton"),
         *("kernels/lines_triton", "kernels/local_triton", "kernels/windowed_triton"),
     )
 ]

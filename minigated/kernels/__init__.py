@@ -29,7 +29,6 @@ def _loaded() -> bool:
         if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST:
             return False
         import minigated.kernels.depthwise_triton
-        import minigated.kernels.gelu_triton
         import minigated.kernels.local_triton
         import minigated.kernels.windowed_triton  # noqa: F401
     except ImportError:
@@ -109,12 +108,6 @@ def depthwise_added(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The map plus its convolution in one kernel; arguments as in `depthwise`, the map in the dtype of the result."""
     _check_filters(x, weight)
     return torch.ops.minigated.depthwise(x, weight, bias, mirror=False, own=True, plus=None)
-
-
-def gelu_added(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`depthwise_added` of GELU(x), with a backward pass of its own; arguments as there."""
-    _check_filters(x, weight)
-    return torch.ops.minigated.gelu_added(x, weight, bias)[0]
 
 
 def windowed_softmax(

@@ -48,23 +48,10 @@ def _added(sums, index: tl.constexpr, more):
 
 
 @triton.jit
-def _gelu_slope(x):
-    """The derivative of GELU: Phi(x) + x phi(x), with the normal distribution's Phi and density phi.
-
-    Phi by formula 7.1.26 of Abramowitz and Stegun, within 1e-7: it shares its exponential with phi, and so takes half
-    of the instructions of an error function.
-    """
-    bell = tl.exp(-0.5 * x * x)
-    t = 1.0 / (1.0 + 0.2316418882 * tl.abs(x))
-    tail = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)))) * bell
-    return tl.where(x < 0, tail, 1.0 - tail) + 0.3989422804 * x * bell
-
-
-@triton.jit
 def _convolve(
-    x, taps, bias, plus, before, out, cells, height, width, channels, stride,
+    x, taps, bias, plus, out, cells, height, width, channels, stride,
     K: tl.constexpr, MIRROR: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr, PLUS: tl.constexpr,
-    SLOPE: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     row, column, cell, there = _place(tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS), height, width, cells, COLUMNS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -93,8 +80,6 @@ def _convolve(
         total = totals[i]
         if PLUS:
             total += tl.load(plus + at, real, 0.0).to(tl.float32)
-        if SLOPE:
-            total *= _gelu_slope(tl.load(before + at, real, 0.0).to(tl.float32))
         tl.store(out + at, total, real)
 
 
@@ -147,9 +132,8 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
 
 @custom_op("minigated::depthwise", mutates_args=())
 def depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor | None, mirror: bool, own: bool, plus: Tensor | None,
-    before: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor, weight: Tensor, bias: Tensor | None, mirror: bool, own: bool, plus: Tensor | None
+) -> Tensor:
     """Convolution of each channel, [B, h, w, C] -> [B, h, w, C] in the dtype of x.
 
     Args:
@@ -157,7 +141,6 @@ def depthwise(
         mirror: turns the filters around, which gives the map's gradient.
         own: adds x, as a one in the middle of every filter; nothing is read twice for it.
         plus: added to the result, [B, h, w, C].
-        before: what a GELU was given, [B, h, w, C]; the result is multiplied by its slope there.
     """
     x, stride = even(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -168,16 +151,15 @@ def depthwise(
     grid = (triton.cdiv(blocks, BLOCKS), triton.cdiv(channels, CHANNELS))
     with torch.cuda.device_of(x):  # a launch goes to the current GPU, whichever the tensors are on
         _convolve[grid](
-            x, taps, taps if bias is None else bias.contiguous(), out if plus is None else plus.contiguous(),
-            out if before is None else before.contiguous(), out, cells, height, width, channels, stride,
-            K=weight.shape[-1], MIRROR=mirror, BIAS=bias is not None, OWN=own, PLUS=plus is not None,
-            SLOPE=before is not None, COLUMNS=columns, BLOCKS=BLOCKS, CHANNELS=CHANNELS, num_warps=4,
+            x, taps, taps if bias is None else bias.contiguous(), out if plus is None else plus.contiguous(), out,
+            cells, height, width, channels, stride, K=weight.shape[-1], MIRROR=mirror, BIAS=bias is not None, OWN=own,
+            PLUS=plus is not None, COLUMNS=columns, BLOCKS=BLOCKS, CHANNELS=CHANNELS, num_warps=4,
         )  # fmt: skip
     return out
 
 
 @depthwise.register_fake
-def _(x, weight, bias, mirror, own, plus, before=None):
+def _(x, weight, bias, mirror, own, plus):
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
@@ -214,7 +196,7 @@ depthwise_filters.register_autograd(refuse_twice, setup_context=refuse_twice)
 
 
 def _keep(ctx, inputs, output) -> None:
-    if inputs[3] or inputs[6] is not None:
+    if inputs[3]:
         refuse_twice(ctx, inputs, output)
     ctx.save_for_backward(*inputs[:2])
     ctx.own, ctx.of_bias = inputs[4], None if inputs[2] is None else inputs[2].dtype
@@ -233,8 +215,7 @@ def _backward(ctx, gradient):
         of_map = depthwise(gradient, weight, bias=None, mirror=True, own=ctx.own, plus=None)
     if any(ctx.needs_input_grad[1:3]):
         filters, bias = filter_gradients(x, gradient, weight, ctx.of_bias or weight.dtype)
-    plus = gradient if ctx.needs_input_grad[5] else None
-    return of_map, filters, bias if ctx.of_bias else None, None, None, plus, None
+    return of_map, filters, bias if ctx.of_bias else None, None, None, gradient if ctx.needs_input_grad[5] else None
 
 
 depthwise.register_autograd(_backward, setup_context=_keep)
