@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minigated.errors import InputError, one_of
 from minigated.layers import SwiGLU
+from minigated.row_order import take_rows
 
 
 class Routing(NamedTuple):
@@ -85,11 +86,13 @@ class Sorted(NamedTuple):
 
     Attributes:
         token: [A] the token of each. counts: [E] how many each expert has. back: [A] where assignment i stands now.
+        order: [A] which assignment stands here.
     """
 
     token: Tensor
     counts: Tensor
     back: Tensor
+    order: Tensor
 
 
 def sort_by_expert(chosen: Tensor, experts: int) -> Sorted:
@@ -97,12 +100,12 @@ def sort_by_expert(chosen: Tensor, experts: int) -> Sorted:
     flat = chosen.flatten()  # [A]
     order = flat.argsort(stable=True)
     counts = torch.zeros(experts, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
-    return Sorted(order // chosen.shape[1], counts, order.argsort())
+    return Sorted(order // chosen.shape[1], counts, order.argsort(), order)
 
 
 def combine(out: Tensor, plan: Sorted, routing: Routing) -> Tensor:
     """Weighs and adds the k outputs of each token. out [A, C], sorted -> [N, C]."""
-    out = out[plan.back].unflatten(0, routing.weights.shape)  # [N, k, C]
+    out = take_rows(out, plan.back, plan.order).unflatten(0, routing.weights.shape)  # [N, k, C]
     return (out * routing.weights.unsqueeze(-1).to(out.dtype)).sum(1)
 
 
@@ -132,7 +135,7 @@ def experts_batched(
     expert = torch.arange(len(gate_up), device=x.device).repeat_interleave(plan.counts, output_size=total)  # [A]
     place = torch.arange(total, device=x.device) - (plan.counts.cumsum(0) - plan.counts)[expert]
     boxes = x.new_zeros(len(gate_up), capacity, x.shape[1])  # [E, capacity, C]
-    boxes = boxes.index_put((expert, place), x[plan.token])
+    boxes = boxes.index_put((expert, place), take_rows(x, plan.token, plan.back))
     gate, up = (boxes @ gate_up.transpose(1, 2)).chunk(2, -1)  # [E, capacity, F] each
     boxes = (F.silu(gate) * up) @ down.transpose(1, 2)  # [E, capacity, C]
     return combine(boxes[expert, place], plan, routing)
@@ -146,7 +149,8 @@ def experts_grouped(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) 
     """
     plan = sort_by_expert(routing.chosen, len(gate_up))
     ends = plan.counts.cumsum(0).to(torch.int32)  # where each expert's rows end
-    gate, up = F.grouped_mm(x[plan.token], gate_up.transpose(1, 2), offs=ends).chunk(2, -1)  # [A, F] each
+    rows = take_rows(x, plan.token, plan.back)  # [A, C], those of one expert next to each other
+    gate, up = F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends).chunk(2, -1)  # [A, F] each
     out = F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)  # [A, C]
     return combine(out, plan, routing)
 

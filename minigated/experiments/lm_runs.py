@@ -30,6 +30,7 @@ FILES = [
             "optimizer",
             "recipe",
             "rope",
+            "row_order",
             "train",
             "variants",
         ),
