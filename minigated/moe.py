@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigated.dispatch import Sorted, collect, dispatch, sort_by_expert
 from minigated.errors import InputError, one_of
 from minigated.layers import SwiGLU
-from minigated.row_order import take_rows
 
 
 class Routing(NamedTuple):
@@ -81,32 +81,10 @@ def experts_loop(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> 
     return y
 
 
-class Sorted(NamedTuple):
-    """Assignments (token, expert) in the order of the experts. A = N k.
-
-    Attributes:
-        token: [A] the token of each. counts: [E] how many each expert has. back: [A] where assignment i stands now.
-        order: [A] which assignment stands here.
-    """
-
-    token: Tensor
-    counts: Tensor
-    back: Tensor
-    order: Tensor
-
-
-def sort_by_expert(chosen: Tensor, experts: int) -> Sorted:
-    """Puts the tokens of one expert next to each other. chosen [N, k]; no value is read back from the device."""
-    flat = chosen.flatten()  # [A]
-    order = flat.argsort(stable=True)
-    counts = torch.zeros(experts, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
-    return Sorted(order // chosen.shape[1], counts, order.argsort(), order)
-
-
-def combine(out: Tensor, plan: Sorted, routing: Routing) -> Tensor:
-    """Weighs and adds the k outputs of each token. out [A, C], sorted -> [N, C]."""
-    out = take_rows(out, plan.back, plan.order).unflatten(0, routing.weights.shape)  # [N, k, C]
-    return (out * routing.weights.unsqueeze(-1).to(out.dtype)).sum(1)
+def weights_of(plan: Sorted, routing: Routing, dtype: torch.dtype) -> Tensor:
+    """The weight of each sorted assignment, [A, 1]."""
+    one_each = plan._replace(k=1)  # an assignment goes to one place, where its token goes to k
+    return dispatch(routing.weights.flatten(), one_each).unsqueeze(-1).to(dtype)
 
 
 def experts_batched(
@@ -131,28 +109,27 @@ def experts_batched(
                 f"expert {int(plan.counts.argmax())} received {fullest} tokens and has room for {capacity}; "
                 f"give capacity={fullest} or more, or None"
             )
-    total = len(plan.token)
+    total = len(plan.order)
     expert = torch.arange(len(gate_up), device=x.device).repeat_interleave(plan.counts, output_size=total)  # [A]
-    place = torch.arange(total, device=x.device) - (plan.counts.cumsum(0) - plan.counts)[expert]
+    place = torch.arange(total, device=x.device) - (plan.ends - plan.counts)[expert]
     boxes = x.new_zeros(len(gate_up), capacity, x.shape[1])  # [E, capacity, C]
-    boxes = boxes.index_put((expert, place), take_rows(x, plan.token, plan.back))
+    boxes = boxes.index_put((expert, place), dispatch(x, plan))
     gate, up = (boxes @ gate_up.transpose(1, 2)).chunk(2, -1)  # [E, capacity, F] each
     boxes = (F.silu(gate) * up) @ down.transpose(1, 2)  # [E, capacity, C]
-    return combine(boxes[expert, place], plan, routing)
+    return collect(boxes[expert, place] * weights_of(plan, routing, x.dtype), plan)
 
 
 def experts_grouped(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
     """The same without padding: one grouped matrix product each way. Reads nothing back, so it compiles whole.
 
-    Shapes as in `experts_loop`; bfloat16, and float32 on a CPU without compilation. On a GPU, C and F must be
-    multiples of 8.
+    The second product is linear, so each weight moves to its narrow input: it is F numbers to multiply and not C, and
+    the gradient of the weights needs no outputs kept. Shapes as in `experts_loop`; bfloat16, and float32 on a CPU
+    without compilation. On a GPU, C and F must be multiples of 8.
     """
     plan = sort_by_expert(routing.chosen, len(gate_up))
-    ends = plan.counts.cumsum(0).to(torch.int32)  # where each expert's rows end
-    rows = take_rows(x, plan.token, plan.back)  # [A, C], those of one expert next to each other
-    gate, up = F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends).chunk(2, -1)  # [A, F] each
-    out = F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)  # [A, C]
-    return combine(out, plan, routing)
+    gate, up = F.grouped_mm(dispatch(x, plan), gate_up.transpose(1, 2), offs=plan.ends).chunk(2, -1)  # [A, F] each
+    hidden = F.silu(gate) * up * weights_of(plan, routing, x.dtype)
+    return collect(F.grouped_mm(hidden, down.transpose(1, 2), offs=plan.ends), plan)
 
 
 def experts_gathered(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from minigated.dispatch import sort_by_expert
 from minigated.errors import InputError
 from minigated.lm import TrainingLoss, build_lm, lm_loss
 from minigated.lm_config import LMConfig
@@ -16,7 +17,6 @@ from minigated.moe import (
     experts_grouped,
     experts_loop,
     route,
-    sort_by_expert,
 )
 
 N, C, HIDDEN, E = 37, 16, 24, 6
@@ -202,15 +202,6 @@ def test_capacity_is_never_exceeded_in_silence():
     said = f"expert {int(counts.argmax())} received {fullest} tokens and has room for {fullest - 1}; give capacity"
     with pytest.raises(InputError, match=said):
         experts_batched(x, gate_up, down, routing, fullest - 1)
-
-
-def test_sorting_keeps_every_assignment():
-    chosen = route(weights()[3], 3).chosen
-    plan = sort_by_expert(chosen, E)
-    assert plan.counts.tolist() == [int((chosen == e).sum()) for e in range(E)]
-    expert = torch.arange(E).repeat_interleave(plan.counts)
-    assert_close(expert[plan.back].view_as(chosen), chosen)
-    assert_close(plan.token[plan.back].view_as(chosen), torch.arange(N)[:, None].expand_as(chosen))
 
 
 # ------------------------------------------------------------------------------------ the layer

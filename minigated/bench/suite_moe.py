@@ -20,7 +20,7 @@ from minigated.moe import FORMS, MoE
 
 CLAIM = "grouped products train a mixture of experts at two thirds of a dense model's speed, active operations equal"
 FILES = [
-    "moe.py", "row_order.py", "balance.py", "lm.py", "lm_config.py", "attention.py", "stacked.py",
+    "moe.py", "dispatch.py", "balance.py", "lm.py", "lm_config.py", "attention.py", "stacked.py",
     "interop/experts.py", "cuda_graph.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_moe.py",
 ]  # fmt: skip
 COPYING = ("gathered", "batched_mm")  # forms that copy each token's experts: tens of gigabytes at a GPU's sizes
