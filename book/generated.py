@@ -44,8 +44,8 @@ PLAN = (
 # Modules in reading order; what is not listed comes last, under "Further modules".
 GROUPS = {
     "Language models": (
-        *("errors", "rope", "layers", "attention", "gates", "variants", "moe", "balance", "lm_config", "lm"),
-        *("long_context", "generate", "static_cache"),
+        *("errors", "rope", "layers", "attention", "gates", "variants", "moe", "dispatch", "balance"),
+        *("lm_config", "lm", "long_context", "generate", "static_cache"),
     ),
     "Vision models": (
         *("tables", "decay", "decay_passes", "windows", "swin", "retention", "swat", "swat_options", "swat_tables"),
@@ -53,7 +53,8 @@ GROUPS = {
     ),
     "Measures and cost": ("measure", "cost", "statistics", "bench"),
     "Speed and memory": (
-        *("kernels", "cuda_graph", "captured", "compiled_parts", "fused_step", "recompute", "chunked_loss", "memory"),
+        *("kernels", "stacked", "cuda_graph", "captured", "compiled_parts", "fused_step", "recompute"),
+        *("chunked_loss", "memory"),
     ),
     "Data": ("data",),
     "Training": (
