@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "minigated"
 CHAPTERS = {
     "attention": 1, "gates": 2, "variants": 2, "decay": 3, "decay_passes": 3, "windows": 4, "swin": 4,
     "retention": 5, "swat": 6, "swat_options": 6, "swat_tables": 6, "vit_parts": 6, "vit_mixers": 6, "vit": 6,
-    "vit_sizes": 6, "moe": 7, "balance": 7, "lm_config": 7, "lm": 7,
+    "vit_sizes": 6, "moe": 7, "dispatch": 7, "balance": 7, "lm_config": 7, "lm": 7,
 }  # fmt: skip
 SHARED = {"rope", "layers", "errors", "tables", "kernels", "recompute", "chunked_loss"}  # used by any chapter
 # Chapter 2 shows the dense half of lm.py; chapter 7 completes it.
