@@ -1,10 +1,10 @@
-"""Tokens to their experts and back (chapter 7): sorting, dispatching, collecting.
+"""Rows of tokens to their experts, and what comes back added up (chapter 7): sorting, dispatching, collecting.
 
 A token visits k experts, so N tokens make A = N k assignments. Sorted by expert, those of one expert stand next to each
 other. Dispatching puts a token's row to each of its k places there; collecting adds up what stands at these places.
 
-Each is the other's gradient, and both only read. Left to itself PyTorch does not know that the places are a
-permutation: it would add gradients to places of memory, sorted once more or one after another.
+Each is the other's gradient, as a matrix and its transpose are, and both read rows and write each result once. For
+`x[token]` PyTorch cannot know which gradients meet in a row: it sorts them once more, or adds one at a time.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,8 @@ class Sorted(NamedTuple):
     """Assignments (token, expert) in the order of the experts; assignment i is choice i % k of token i // k.
 
     Attributes:
-        order: [A] which assignment stands here. back: [A] where assignment i stands. ends: [E] int32, where those of
-            each expert end. k: choices of a token.
+        order: [A], order[p] is the assignment at place p. back: [A], back[i] is the place of assignment i, the inverse.
+        ends: [E] int32, one past the last place of each expert. k: experts a token.
     """
 
     order: Tensor
@@ -39,7 +39,7 @@ class Sorted(NamedTuple):
 
 def sort_by_expert(chosen: Tensor, experts: int) -> Sorted:
     """Puts the tokens of one expert next to each other. chosen [N, k]; no value is read back from the device."""
-    narrow = torch.int16 if experts <= 2**15 else torch.int32  # fewer bits, fewer passes
+    narrow = torch.int16 if experts <= 2**15 else torch.int32  # a GPU sorts some bits a pass
     ranked, order = chosen.flatten().to(narrow).sort(stable=True)  # [A] each
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     ends = torch.searchsorted(ranked, torch.arange(experts, device=order.device).to(narrow), right=True, out_int32=True)
@@ -47,16 +47,21 @@ def sort_by_expert(chosen: Tensor, experts: int) -> Sorted:
 
 
 def summed(x: Tensor) -> Tensor:
-    """Sum over the second dimension, [N, k, ...] -> [N, ...], by fours where k is a larger multiple of four.
+    """Sum over the second dimension, [N, k, ...] -> [N, ...]; for a compiler in steps of fewer than eight.
 
-    A compiler writes out a sum of few. Of eight it makes a reduction, which took 4.6 times as long as reading them.
+    It writes those out. Of eight and more it makes a loop: on an H200 0.16 ms where reading the rows takes 0.035.
     """
-    if x.shape[1] > 4 and x.shape[1] % 4 == 0:
-        x = x.unflatten(1, (-1, 4)).sum(2)
+    while torch.compiler.is_compiling() and x.shape[1] >= 8:
+        few = next((step for step in range(7, 1, -1) if x.shape[1] % step == 0), None)
+        if few is None:
+            break
+        x = x.unflatten(1, (-1, few)).sum(2)
     return x.sum(1)
 
 
 class _Dispatched(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
         return x[order // k]
@@ -72,9 +77,11 @@ class _Dispatched(torch.autograd.Function):
 
 
 class _Collected(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(rows: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
-        return summed(rows[back].unflatten(0, (-1, k)))
+        return summed(rows[back].view(len(back) // k, k, *rows.shape[1:]))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:

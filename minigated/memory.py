@@ -75,7 +75,7 @@ def ffn_bytes(config: LMConfig, precision: Precision) -> int:
     kept = norm_bytes(config.width, precision, 0) + FLOAT * config.width  # the router reads float32
     kept += 3 * FLOAT * config.experts + FLOAT  # logits and twice the softmax, with the two losses; log-sum-exp
     kept += config.top_k * (3 * 8 + item)  # int64: expert, which assignment, place; the weight
-    kept += config.top_k * item * (config.width + 5 * hidden)  # rows in; gate and up, SiLU, product, that weighed
+    kept += config.top_k * item * (config.width + 5 * hidden)  # rows in; gate, up, SiLU, product, weighed
     if config.shared_width:
         readers = 3 if precision.apart else int(precision.stream == 2)  # in float32 the router's copy serves all
         kept += item * (config.width * (readers + 1) + 4 * config.shared_width + 1)

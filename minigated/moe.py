@@ -83,7 +83,7 @@ def experts_loop(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> 
 
 def weights_of(plan: Sorted, routing: Routing, dtype: torch.dtype) -> Tensor:
     """The weight of each sorted assignment, [A, 1]."""
-    one_each = plan._replace(k=1)  # an assignment goes to one place, where its token goes to k
+    one_each = plan._replace(k=1)  # weights[order], and in the backward pass gradient[back]
     return dispatch(routing.weights.flatten(), one_each).unsqueeze(-1).to(dtype)
 
 
@@ -113,7 +113,7 @@ def experts_batched(
     expert = torch.arange(len(gate_up), device=x.device).repeat_interleave(plan.counts, output_size=total)  # [A]
     place = torch.arange(total, device=x.device) - (plan.ends - plan.counts)[expert]
     boxes = x.new_zeros(len(gate_up), capacity, x.shape[1])  # [E, capacity, C]
-    boxes = boxes.index_put((expert, place), dispatch(x, plan))
+    boxes = boxes.index_put((expert, place), dispatch(x, plan))  # and read again: its gradient is added to places
     gate, up = (boxes @ gate_up.transpose(1, 2)).chunk(2, -1)  # [E, capacity, F] each
     boxes = (F.silu(gate) * up) @ down.transpose(1, 2)  # [E, capacity, C]
     return collect(boxes[expert, place] * weights_of(plan, routing, x.dtype), plan)
@@ -122,9 +122,9 @@ def experts_batched(
 def experts_grouped(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
     """The same without padding: one grouped matrix product each way. Reads nothing back, so it compiles whole.
 
-    The second product is linear, so each weight moves to its narrow input: it is F numbers to multiply and not C, and
-    the gradient of the weights needs no outputs kept. Shapes as in `experts_loop`; bfloat16, and float32 on a CPU
-    without compilation. On a GPU, C and F must be multiples of 8.
+    W_down is linear, so a weight multiplies its input, F numbers where the output has C. For the backward pass that
+    keeps one more row of F in place of one of C. Shapes as in `experts_loop`; bfloat16, and float32 on a CPU without
+    compilation. On a GPU, C and F must be multiples of 8.
     """
     plan = sort_by_expert(routing.chosen, len(gate_up))
     gate, up = F.grouped_mm(dispatch(x, plan), gate_up.transpose(1, 2), offs=plan.ends).chunk(2, -1)  # [A, F] each
