@@ -73,13 +73,19 @@ def whole_in_both_modes(model, loss, batch, backend: str = "aot_eager", bf16: bo
         return [trained.detach(), compiled(batch)]
 
 
-def forward_in_both_modes(model, batch, shape: tuple[int, ...]) -> None:
-    """One graph in training, with gradients asked for, and one in evaluation, without."""
+def forward_in_both_modes(model, batch, shape: tuple[int, ...], accepted: float | None = None) -> None:
+    """One graph in training, with gradients asked for, and one in evaluation, without.
+
+    Args:
+        accepted: differences as a share of the largest number; torch's own for a dtype unless given.
+    """
     step = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
     assert step(batch).shape == shape
     model.eval()
     with torch.no_grad():
-        torch.testing.assert_close(step(batch), model(batch))
+        right = model(batch)
+        rough = {"rtol": 0.0, "atol": accepted * right.abs().max().item()} if accepted else {}
+        torch.testing.assert_close(step(batch), right, **rough)
     assert graphs() == 2 and not counters["graph_break"]
 
 
@@ -118,7 +124,8 @@ def test_a_language_model_is_one_graph_in_training_and_in_evaluation(variant):
 @pytest.mark.parametrize("name", LM_SIZES)
 def test_every_size_of_language_model_is_one_graph_in_both_modes(name):
     few = {"experts": 16, "ffn_width": 32} if LM_SIZES[name].experts else {}
-    forward_in_both_modes(build_lm(name, layers=1, vocabulary=300, **few).bfloat16(), windows(), (2, 13, 300))
+    accepted = 0.01 if few else None  # eight experts a token are added up in two steps, and rounded twice here
+    forward_in_both_modes(build_lm(name, layers=1, vocabulary=300, **few).bfloat16(), windows(), (2, 13, 300), accepted)
 
 
 @pytest.mark.parametrize("tokens", [12, 2])  # 26 rows: more assignments than experts; 6 rows: fewer
