@@ -59,17 +59,17 @@ def summed(x: Tensor) -> Tensor:
     return x.sum(1)
 
 
+def _keep(ctx, inputs, output) -> None:
+    _, order, back, ctx.k = inputs
+    ctx.save_for_backward(order, back)
+
+
 class _Dispatched(torch.autograd.Function):
-    generate_vmap_rule = True
+    generate_vmap_rule, setup_context = True, staticmethod(_keep)
 
     @staticmethod
     def forward(x: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
         return x[order // k]
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs[1:3])
-        ctx.k = inputs[3]
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
@@ -77,16 +77,11 @@ class _Dispatched(torch.autograd.Function):
 
 
 class _Collected(torch.autograd.Function):
-    generate_vmap_rule = True
+    generate_vmap_rule, setup_context = True, staticmethod(_keep)
 
     @staticmethod
     def forward(rows: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
         return summed(rows[back].view(len(back) // k, k, *rows.shape[1:]))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs[1:3])
-        ctx.k = inputs[3]
 
     @staticmethod
     def backward(ctx, gradient: Tensor):

@@ -56,7 +56,8 @@ def _language() -> list[Target]:
         case, ours = f"model, {experts} experts, training", "minigated, experts"
         dense = "minigated, dense, same active operations, compiled"
         what = f"{experts} experts, speed over that of a dense model with as many active operations"
-        made.append(Target(what, "moe", case, ours, 0.6, (dense, f"{dense} and recorded")))
+        made.append(Target(what, "moe", case, ours, 0.6, (dense,)))
+        made.append(Target(f"{what}, recorded too", "moe", case, ours, 0.6, (dense, f"{dense} and recorded")))
         what = f"{experts} experts, times as fast as transformers' Qwen3-MoE in its fastest form"
         made.append(Target(what, "moe", case, ours, 1.0, peers))
     for size, aim in (("350 M", 2.5), ("1.7 B", 1.5)):
