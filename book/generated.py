@@ -95,7 +95,7 @@ def _ran(path: Path) -> str:
 
 
 def results(**_) -> str:
-    """The two results that README opens with, and its picture."""
+    """The results that README opens with, and its picture."""
     sys.path.append(str(ROOT / "book"))  # MkDocs takes it off again after loading the hooks
     import readme  # draws with matplotlib, which only this page needs
 
