@@ -7,6 +7,7 @@ from record_tables import PLUS_MINUS, legend, markdown, measure, tables, timed
 from record_words import MEASURES, PLANNED
 
 from minigated import records
+from minigated.bench.outcomes import outcome
 from minigated.bench.report import ceilings_line
 from minigated.bench.targets import tally
 
@@ -30,7 +31,7 @@ def verdicts(results: Path, **_) -> str:
             lines.append(f"| {cell(PLANNED[name][1])} | | [no record yet](#{name}) |")
             continue
         verdict = record["verdict"] or (is_bench(name) and tally(record)) or "measured, nothing to judge"
-        lines.append(f"| **{cell(record['claim'])}** | | [{verdict}](#{name}) |")
+        lines.append(f"| **{cell(record['claim'])}** | {outcome(record)} | [{verdict}](#{name}) |")
         for claim in record["config"].get("claims", ()):
             lines.append(f"| {cell(claim['claim'])} | {difference(claim)} | [{claim['verdict']}](#{name}) |")
     return "\n".join(lines)
@@ -71,9 +72,10 @@ def is_bench(name: str) -> bool:
 
 
 def claim_of(record: dict) -> str:
-    """The record's claim as a sentence; that of a suite which ran on a CPU is yet to be tested."""
+    """The record's claim and what was measured; that of a suite which ran on a CPU is yet to be tested."""
     waiting = is_bench(record["id"]) and record["id"].endswith("_cpu")
-    return f"To be tested on a GPU: {record['claim']}." if waiting else sentence(record["claim"])
+    found = f" Measured: {outcome(record)}." if outcome(record) else ""
+    return f"To be tested on a GPU: {record['claim']}." if waiting else sentence(record["claim"]) + found
 
 
 def heading(name: str) -> str:

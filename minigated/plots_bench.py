@@ -168,7 +168,7 @@ def record_roofline(record: dict):
 
 # ---------------------------------------------------------------------------------------------- profiles
 def profile_figure(record: dict, case: str):
-    """One case's rows as bars, each cut by what the GPU does in that time; `waiting` is time without a kernel.
+    """One case's rows as bars of 100 %, cut by what the GPU does in that time; `waiting` is time without a kernel.
 
     Raises:
         InputError: a case that the record does not have, or none of its rows was looked at.
@@ -181,25 +181,28 @@ def profile_figure(record: dict, case: str):
         raise InputError(f"no row of {case!r} has a profile; those of a GPU have one")
     parts = [shares(extra) for extra in seen]
     kinds = [kind for kind in ALL if any(part.get(kind) for part in parts)]
-    figure, axis = plt.subplots(figsize=(5.4, 0.42 * len(seen) + 1.0 + 0.22 * len(kinds)))
+    figure, axis = plt.subplots(figsize=(5.4, 0.48 * len(seen) + 1.0 + 0.22 * len(kinds)))
     for place, (extra, part) in enumerate(zip(seen, parts)):
         left = 0.0
         for kind in kinds:
-            width, index = part.get(kind, 0.0) * extra["median_ms"], ALL.index(kind)
+            width, index = 100 * part.get(kind, 0.0), ALL.index(kind)
             look = {"color": COLORS[index % 6], "hatch": HATCHES[index // 6]} if kind != IDLE else {"color": "none"}
-            axis.barh(place, width, left=left, height=0.62, edgecolor=INK, linewidth=0.6, **look)
+            axis.barh(place, width, left=left, height=0.4, edgecolor=INK, linewidth=0.6, **look)
             left += width
-        axis.text(left, place, f" {_short(extra['median_ms'])}", va="center", fontsize=9, color=INK)
-    axis.set_yticks(range(len(seen)), [extra["contender"] for extra in seen])
-    axis.set_xlim(0, max(extra["median_ms"] for extra in seen) * 1.15)
-    axis.invert_yaxis()
-    axis.grid(False, axis="y")
-    axis.set_xlabel("milliseconds")
+        axis.text(0, place - 0.24, extra["contender"], va="bottom", fontsize=9, color=INK)  # names are long: above
+        axis.text(left, place, f" {_short(extra['median_ms'])} ms", va="center", fontsize=9, color=INK)
+    axis.set_yticks([])
+    axis.set_ylim(len(seen) - 0.5, -0.75)
+    axis.set_xlim(0, 115)  # room for the milliseconds
+    axis.set_xticks(range(0, 101, 25))
+    axis.grid(False)  # it would cross the names
+    axis.set_xlabel("% of a call")
     boxes = axis.containers[: len(kinds)]
     figure.legend(boxes, kinds, fontsize=9, loc="lower center", ncols=2)
     figure.tight_layout(rect=(0, 0.22 * ((len(kinds) + 1) // 2) / figure.get_figheight() + 0.02, 1, 1))
     told = [
-        f"{extra['contender']}: " + ", ".join(f"{kind} {part[kind]:.0%}" for kind in kinds if part.get(kind, 0) >= 0.01)
+        f"{extra['contender']}, {_short(extra['median_ms'])} ms: "
+        + ", ".join(f"{kind} {part[kind]:.0%}" for kind in kinds if part.get(kind, 0) >= 0.05)
         for extra, part in zip(seen, parts)
     ]
     return figure, f"Bars of what the GPU does. {'; '.join(told)}."

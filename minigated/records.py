@@ -198,9 +198,14 @@ def seeds_in_words(record: dict) -> str:
 def caption(record: dict) -> str:
     """One sentence: metric, device, date, seeds, verdict, and which files changed since."""
     metric = record["metric"]
+    return f"{metric['name']} on {metric['split']} ({metric['better']} is better); {made(record)}"
+
+
+def made(record: dict) -> str:
+    """The end of a caption: device, date, seeds, verdict, and which files changed since."""
     text = (
-        f"{metric['name']} on {metric['split']} ({metric['better']} is better); {record['hardware']['device']}, "
-        f"{record['utc'][:10]}, {seeds_in_words(record)}, torch {record['software']['torch']}."
+        f"{record['hardware']['device']}, {record['utc'][:10]}, {seeds_in_words(record)}, "
+        f"torch {record['software']['torch']}."
     )
     if record["verdict"]:
         text += f" Verdict: {record['verdict']}."

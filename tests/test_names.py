@@ -15,18 +15,15 @@ from minigated.vit_sizes import SIZES as VIT_SIZES
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def listed(section: str, state: str = "now", page: str | None = None) -> set[str]:
-    """The names in the list of that state, in the section that starts with a line `section`."""
-    text = page if page is not None else (ROOT / "docs" / "names.md").read_text(encoding="utf-8")
-    body = re.split(rf"^(?:## )?{re.escape(section)}$", text, maxsplit=1, flags=re.M)[1]
+def names_page() -> str:
+    return (ROOT / "docs" / "names.md").read_text(encoding="utf-8")
+
+
+def listed(section: str, page: str) -> set[str]:
+    """The names in the list of that section."""
+    body = re.split(rf"^## {re.escape(section)}$", page, maxsplit=1, flags=re.M)[1]
     body = re.split(r"^## ", body, maxsplit=1, flags=re.M)[0]
-    found = re.search(rf"^- {state}: ((?:.*\n(?:  )?)*?)(?=\n|- |\Z)", body, flags=re.M)
-    return set(re.findall(r"`([^`]+)`", found[1])) if found else set()
-
-
-def commands() -> set[str]:
-    actions = [a for a in build_parser()._actions if a.choices and a.dest == "command"]
-    return set(actions[0].choices)
+    return set(re.findall(r"`([^`]+)`", re.search(r"^- ((?:.*\n(?:  )?)*?)(?=\n|- |\Z)", body, flags=re.M)[1]))
 
 
 def make_targets() -> set[str]:
@@ -40,20 +37,29 @@ def notebooks() -> set[str]:
 @pytest.mark.parametrize(
     ("section", "real"),
     [
-        ("Commands", commands), ("Data sets", lambda: set(DATA_NAMES)), ("Make", make_targets),
+        ("Data sets", lambda: set(DATA_NAMES)), ("Make", make_targets),
         ("Gate variants", lambda: set(VARIANTS)), ("Models", lambda: {*LM_SIZES, *VIT_SIZES}), ("Notebooks", notebooks),
         ("Records", lambda: set(EXPERIMENTS)),
     ],
 )  # fmt: skip
 def test_names_are_those_of_the_code(section, real):
-    assert listed(section) == real()
-    assert not listed(section, "to come") & real(), "a name to come is there already: move it to `now`"
+    assert listed(section, names_page()) == real()
 
 
 def test_the_reader_of_the_page_sees_a_wrong_name():
-    page = "## Models\n- now: `lm_nano` `lm_smal`\n  `lm_medium`\n- to come: `x`\n\n## Other\n- now: `y`\n"
-    assert listed("Models", page=page) == {"lm_nano", "lm_smal", "lm_medium"}
-    assert listed("Models", "to come", page) == {"x"}
+    page = "## Models\n- `lm_nano` `lm_smal`\n  `lm_medium`\n\n## Other\n- `y`\n"
+    assert listed("Models", page) == {"lm_nano", "lm_smal", "lm_medium"}
+
+
+def test_the_page_has_every_flag_of_every_command():
+    usage = re.search(r"```\n(.*?)```", names_page(), re.DOTALL)[1].replace("\n      ", " ").splitlines()
+    page = {line.split()[0]: set(re.findall(r"--[a-z-]+", line)) for line in usage}
+    commands = next(action for action in build_parser()._actions if action.dest == "command").choices
+    code = {
+        name: {flag for action in parser._actions if action.dest != "help" for flag in action.option_strings}
+        for name, parser in commands.items()
+    }
+    assert page == code
 
 
 def test_exercise_files_named_on_the_page_are_there():

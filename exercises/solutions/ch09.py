@@ -69,8 +69,8 @@ def place_on_the_roofline(flops: int, moved: int, seconds: float, matrix_rate: f
 def fused_projection(u: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, heads: int) -> tuple:
     """Make queries, keys and values of a map by a single matrix product.
 
-    Three products read the map three times. Stack the weights, multiply once, and take the result apart. The products
-    are counted.
+    Three products read the map three times. Stack the weights, multiply once, and take the result apart. The check
+    counts the products.
 
     Args:
         u: the map, [B, h, w, C].
@@ -138,8 +138,8 @@ def is_the_same_attention(form) -> bool:
     where nobody looks: for the second image, for another input after the first, for scores of a thousand, in the
     gradient, in the caller's own tensors, in the last digits.
 
-    You are graded by the broken forms you turn down and by the right ones you accept. These agree with the formula to
-    1e-9 of the largest value.
+    You are graded by the broken forms you turn down and by the right ones you accept. These agree with the formula
+    as `torch.allclose(y, right, 1e-9, 1e-9)` asks.
 
     Args:
         form: a function of three float64 tensors of one shape; sizes are yours.

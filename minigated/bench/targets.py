@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from minigated.bench.profile import IDLE
 
 Records = Mapping[str, dict]  # suite -> its record
+Rows = Mapping[str, Mapping]  # contender -> extra
+Cases = Mapping[str, Rows]  # case -> its rows
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,23 @@ def _vision() -> list[Target]:
 TARGETS = [*_language(), *_vision()]
 
 
-def rows_of(target: Target, records: Records) -> dict[str, dict]:
-    """The timed rows of the target's case in a record of a GPU, name -> extra."""
+def by_case(record: Mapping) -> Cases:
+    """The rows of a bench record by case and contender, in their order."""
+    found: dict[str, dict[str, Mapping]] = {}
+    for row in record["rows"]:
+        found.setdefault(row["extra"]["case"], {})[row["extra"]["contender"]] = row["extra"]
+    return found
+
+
+def rows_of(target: Target, records: Records) -> Rows:
+    """The timed rows of the target's case in a record of a GPU."""
     record = records.get(target.suite)
     if record is None or record["id"].endswith("_cpu"):
         return {}
-    return {row["extra"]["contender"]: row["extra"] for row in record["rows"] if row["extra"]["case"] == target.case}
+    return by_case(record).get(target.case, {})
 
 
-def fastest(rows: Mapping[str, dict], start: str) -> dict | None:
+def fastest(rows: Rows, start: str) -> Mapping | None:
     """The fastest of the rows whose names begin so."""
     found = [extra for name, extra in rows.items() if name.startswith(start)]
     return max(found, key=lambda extra: extra["per_second"], default=None)
