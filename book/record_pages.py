@@ -22,8 +22,8 @@ def known(results: Path) -> dict[str, dict | None]:
 
 # ---------------------------------------------------------------------------------------------- verdicts
 def verdicts(results: Path, **_) -> str:
-    """Claim, difference and verdict, one row each, linked to the record; a record may judge several claims."""
-    lines = ["| Claim | Difference | Verdict |", "|---|---|---|"]
+    """Claim, what was measured and verdict, one row each, linked to the record; a record may judge several claims."""
+    lines = ["| Claim | Measured | Verdict |", "|---|---|---|"]
     for name, record in known(results).items():
         if name.endswith("_cpu"):  # the claims are a GPU's
             continue

@@ -297,7 +297,7 @@ def test_records_become_tables(tmp_path):
     assert "| g1_elementwise | 1.2500 | 1.5000 |" in made and "A short run." in made
     assert "`python -m minigated run ch02_gate_table`" in made  # has no record here
     verdicts = record_pages.verdicts(tmp_path)
-    assert r"| **a gate \| helps** | | [direction only](#ch02_sink_lm) |" in verdicts
+    assert r"| **a gate \| helps** |  | [direction only](#ch02_sink_lm) |" in verdicts
 
 
 def test_results_page_lists_the_planned_records(pages):

@@ -55,7 +55,7 @@ def moe(cases: Cases) -> str:
     plain, graph = (span(ratio(rows, f"{dense} {way}", f"{ours} {way}") for rows in models) for way in WAYS)
     layers = [rows for case, rows in cases.items() if case.startswith("layer")]
     layer = span(ratio(rows, "same operations, dense, compiled", "minigated grouped, compiled") for rows in layers)
-    return f"models {graph} in one CUDA graph, {plain} without; a layer alone {layer}"
+    return f"{graph} of it for models in one CUDA graph, {plain} without; {layer} for a layer alone"
 
 
 def lm(cases: Cases) -> str:
