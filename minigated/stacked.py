@@ -58,16 +58,31 @@ def _traced(node: fx.Node) -> Tensor:
 
 def _groups(graph: fx.Graph, rounded: bool) -> list[list[fx.Node]]:
     """Linear layers without bias that read one x, two and more of them, with no barrier between."""
-    groups, passed = {}, 0
+    groups, passed, asked = {}, 0, _asked(graph)
     for node in graph.nodes:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         passed += bool(re.fullmatch(BARRIERS, name))
-        if node.target is torch._C._nn.linear and _fits(node):
+        if node.target is torch._C._nn.linear and node in asked and _fits(node):
             x, weight = _reads(node)[:2]
             matrix = _traced(weight)
             if not rounded or _traced(node).dtype != matrix.dtype:
                 groups.setdefault((passed, x, matrix.dtype, matrix.requires_grad), []).append(node)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _asked(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that the output is worked out from, as far as gradients come.
+
+    A layer whose result nobody uses, or only detached, has no gradient, and an optimizer leaves its matrix alone. As
+    part of a product it would get zeros, and weight decay would move it.
+    """
+    asked = set()
+    for node in reversed(graph.nodes):
+        made = _traced(node)
+        cut = isinstance(made, Tensor) and not made.requires_grad
+        if node.op == "output" or (node in asked and not cut):
+            asked.update(node.all_input_nodes)
+    return asked
 
 
 def _reads(node: fx.Node) -> list:
@@ -79,7 +94,7 @@ def _reads(node: fx.Node) -> list:
 def _fits(node: fx.Node) -> bool:
     """Whether a layer may join: its weight is a matrix of known size and nobody writes to what it reads or makes."""
     x, weight, bias = _reads(node)
-    if bias is not None or weight.op != "placeholder" or not node.users:  # a matrix made on the way comes too late
+    if bias is not None or weight.op != "placeholder":  # a matrix made on the way comes too late
         return False
     seen = [_traced(part) for part in (x, weight, node)]
     if not all(isinstance(part, Tensor) and part._version == 0 for part in seen):

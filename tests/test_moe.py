@@ -223,6 +223,18 @@ def test_one_expert_is_a_dense_feed_forward():
     assert_close(layer(x), (F.silu(gate) * up) @ layer.experts.down_proj[0].T)
 
 
+@pytest.mark.parametrize(("width", "hidden"), [(48, 50), (50, 48), (12, 36), (36, 12), (7, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auto_takes_any_width(width, hidden, dtype):
+    """Rows of a grouped product start at multiples of 16 bytes."""
+    torch.manual_seed(0)
+    layer, x = MoE(width, hidden, experts=4, top_k=2).to(dtype), torch.randn(2, 16, width, dtype=dtype)
+    y = layer(x)
+    y.sum().backward()
+    layer.experts.form = "loop"
+    assert_close(y, layer(x), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
 def test_auto_takes_the_grouped_form_where_it_can():
     x = torch.zeros(2, 8)
     assert choose_form("auto", x.double(), 8) is experts_batched

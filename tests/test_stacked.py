@@ -215,20 +215,31 @@ def test_rows_of_no_known_number_stay_apart():
     assert_close(torch.compile(call, backend=backend, dynamic=True)(*given), call(*given))
 
 
-def test_a_layer_that_is_not_used_gets_no_gradient():
+ASIDE = {
+    "unused": lambda y: 0.0,
+    "detached": lambda y: y.detach(),
+    "detached later": lambda y: (F.relu(y) + 1).detach().mean(),
+    "a choice": lambda y: y.argmax(-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("aside", ASIDE)
+def test_a_layer_that_no_gradient_reaches_gets_none(aside):
     """Zeros in place of none would let weight decay shrink it."""
 
-    class Both(nn.Module):
+    class Three(nn.Module):
         def __init__(self):
             super().__init__()
-            self.used, self.idle = nn.Linear(20, 8, bias=False), nn.Linear(20, 8, bias=False)
+            self.used, self.too, self.idle = (nn.Linear(20, 8, bias=False) for _ in range(3))
 
         def forward(self, x):
-            self.idle(x)
-            return self.used(x)
+            return self.used(x) * self.too(x) + ASIDE[aside](self.idle(x))
 
-    module = Both()
-    compiled(module, torch.randn(3, 20))[0].sum().backward()
+    module, x = Three(), torch.randn(3, 20)
+    y, rows = compiled(module, x)
+    assert_close(y, module(x))
+    y.sum().backward()
+    assert sorted(rows) == [8, 16]  # two are one product
     assert module.used.weight.grad is not None and module.idle.weight.grad is None
 
 
