@@ -157,8 +157,8 @@ def choose_form(form: str, x: Tensor, hidden: int, few: bool = False) -> Callabl
     """The function for a form's name.
 
     "auto": gathered without gradients where there are `few` assignments, no more than experts; else grouped where this
-    torch has it for device, dtype and sizes, else batched. Batched reads one number back. Compiled without gradients it does
-    not, at the price of boxes for all tokens; with gradients the graph breaks around it, and it runs as it stands.
+    torch has it for device, dtype and sizes, else batched. Batched reads one number back. Compiled without gradients it
+    does not, at the price of boxes for all tokens; with gradients the graph breaks around it, and it runs as it stands.
     """
     if form != "auto":
         return FORMS[form]

@@ -11,7 +11,7 @@ import torch
 from minigated.__main__ import main
 from minigated.bench import ahead, suite_lm
 from minigated.bench.ahead import TOGETHER, compile_ahead, jobs
-from minigated.bench.runner import choose_cases
+from minigated.bench.plan import choose_cases
 
 
 @pytest.fixture

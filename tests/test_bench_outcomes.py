@@ -38,7 +38,8 @@ def test_experts_and_backbones_are_judged_like_against_like():
         ("model, 16", "minigated, experts, compiled and recorded"): 1.25,
     }
     times |= {("layer, 16", "same operations, dense, compiled"): 1.0, ("layer, 16", "minigated grouped, compiled"): 2.5}
-    assert outcome(made("moe", times)) == "0.80 of it for models in one CUDA graph, 0.50 without; 0.40 for a layer alone"
+    said = "0.80 of it for models in one CUDA graph, 0.50 without; 0.40 for a layer alone"
+    assert outcome(made("moe", times)) == said
     swin = "timm Swin, equal parameters, compiled"
     times = {("32 px, training", "minigated retention, compiled and recorded"): 4.0, ("32 px, inference", swin): 1.0}
     times |= {("32 px, training", swin): 8.0, ("32 px, training", f"{swin} and recorded"): 2.0}

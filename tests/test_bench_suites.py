@@ -13,6 +13,7 @@ from minigated.__main__ import main
 from minigated.bench import (
     lm_rows,
     peers,
+    plan,
     report,
     runner,
     suite_attention,
@@ -24,7 +25,7 @@ from minigated.bench import (
 )
 from minigated.bench.rows import TOLERANCE, Absent, difference
 from minigated.errors import InputError
-from minigated.experiments import EXPERIMENTS, run_experiment
+from minigated.experiments import EXPERIMENTS, run_experiment, runlog
 from minigated.lm import LanguageModel, build_lm
 
 CPU = torch.device("cpu")
@@ -274,8 +275,44 @@ def test_a_failed_row_is_tried_again(tiny, monkeypatch):
     assert set(states(run("attention", tiny, names=("gate none, training",), resume=True)).values()) == {"equal"}
 
 
+def test_rows_of_other_code_are_measured_again(tiny, monkeypatch, capsys):
+    """Old and new times beside each other would pass for a record of the new code."""
+    words = ("gate none, training",)
+    run("attention", tiny, names=words)
+    now = runlog.file_hashes
+    monkeypatch.setattr(runlog, "file_hashes", lambda files: now(files) | {"minigated/attention.py": "changed"})
+    real, seen = runner.measure_case, []
+    monkeypatch.setattr(runner, "measure_case", lambda case, *rest: seen.append(case.name) or real(case, *rest))
+    record = run("attention", tiny, names=words, resume=True)
+    assert seen == ["core, gate none, training"] and record["code"]["files"]["minigated/attention.py"] == "changed"
+    assert "2 runs in the log are of other code" in capsys.readouterr().out
+    run("attention", tiny, names=words, resume=True)
+    assert len(seen) == 1
+
+
+def test_a_few_rows_do_not_replace_the_record_of_all(tiny):
+    run("attention", tiny, names=("core",))
+    before = (tiny / "ch09_bench_attention_cpu.json").read_text()
+    with pytest.raises(InputError, match="holds 6 rows that --only leaves out"):
+        run("attention", tiny, names=("layer",), resume=True)
+    with pytest.raises(InputError, match="holds 2 rows that --only leaves out"):
+        run("attention", tiny, names=("core, gate none", "SDPA, eager"), resume=True)
+    assert (tiny / "ch09_bench_attention_cpu.json").read_text() == before
+    assert len(run("attention", tiny, resume=True)["rows"]) == 11
+
+
+def test_what_is_wrong_with_a_later_suite_is_said_before_the_first_runs(tiny, capsys):
+    arguments = ["--scale", "cpu", "--seeds", "2", "--device", "cpu", "--out", str(tiny)]
+    assert main(["bench", "lm", "--only", "gate none", *arguments]) == 0
+    assert main(["bench", "attention", "lm", *arguments]) == 2
+    assert "--resume" in capsys.readouterr().err and not (tiny / "ch09_bench_attention_cpu.json").exists()
+    assert main(["bench", "attention", "moe", "--only", "grouped, eager", *arguments]) == 0
+    assert "no such rows in attention" in capsys.readouterr().out
+    assert (tiny / "ch09_bench_moe_cpu.json").exists() and not (tiny / "ch09_bench_attention_cpu.json").exists()
+
+
 def test_bench_is_also_an_experiment_of_that_name(tiny):
-    assert {name for name in EXPERIMENTS if "bench" in name} == {f"ch09_bench_{suite}" for suite in runner.SUITES}
+    assert {name for name in EXPERIMENTS if "bench" in name} == {f"ch09_bench_{suite}" for suite in plan.SUITES}
     record = run_experiment("ch09_bench_attention", scale="cpu", seeds=2, out=tiny, names=("gate headwise, training",))
     assert record["command"] == "python -m minigated bench attention --scale cpu --only 'gate headwise, training'"
 
@@ -284,8 +321,12 @@ def test_bench_is_also_an_experiment_of_that_name(tiny):
     ("arguments", "message"),
     [
         (["bench", "speed"], "speed"),
-        (["bench", "attention", "--only", "no such row"], "no such row"),
+        (["bench", "attention", "--only", "no such row"], "no row is called 'no such row'; there are: core, gate none"),
+        (["bench", "--only", "no such row"], "no row is called 'no such row'; name one suite"),
+        (["bench", "attention", "--only", " "], "no row is called ' '"),
         (["bench", "attention", "--seconds", "0"], "seconds 0"),
+        (["bench", "attention", "--seconds", "nan"], "seconds nan"),
+        (["bench", "attention", "--workers", "0"], "workers 0"),
         (["bench", "attention", "--seeds", "-1"], "-1"),
         (["bench", "--suite", "lm,fast"], "fast"),
     ],

@@ -16,7 +16,7 @@ from itertools import zip_longest
 
 from tqdm import tqdm
 
-from minigated.bench.runner import choose_cases
+from minigated.bench.plan import choose_cases
 from minigated.device import choose_device
 
 MARKS = ("compiled", "static cache")  # in the name of a row that a compiler takes long for

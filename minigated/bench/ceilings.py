@@ -2,7 +2,7 @@
 
 import torch
 
-from minigated.bench.timing import Timer, spread, warm_up
+from minigated.bench.timing import LEAST_SAMPLES, Timer, spread, warm_up
 
 SIZES = {"cpu": {"matrix": 512, "copy_mib": 64}, "gpu": {"matrix": 8192, "copy_mib": 2048}}
 
@@ -15,8 +15,8 @@ def matrix_rate(timer: Timer, size: int, dtype: torch.dtype, samples: int = 10) 
     a, b = (torch.randn(size, size, device=timer.device, dtype=dtype) for _ in "ab")
     out = torch.empty_like(a)
     step = lambda: torch.mm(a, b, out=out)
-    warm_up(step, timer)
-    times = [timer.seconds(step, 3) for _ in range(samples)]
+    slow = warm_up(step, timer)[1] > 0.5  # a processor at a GPU's size: every call is a sample, and few will do
+    times = [timer.seconds(step, 1 if slow else 3) for _ in range(min(samples, LEAST_SAMPLES) if slow else samples)]
     return 2 * size**3 / spread(times)[1]
 
 

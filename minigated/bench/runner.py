@@ -2,8 +2,6 @@
 
 import shlex
 import time
-from importlib import import_module
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -11,101 +9,41 @@ from tqdm import tqdm
 from minigated import records
 from minigated.bench import report
 from minigated.bench.ceilings import measure_ceilings
-from minigated.bench.rows import Case, measure_case, untimed
-from minigated.bench.timing import Timer
-from minigated.device import allow_graphs, choose_device, reset_compilation
-from minigated.errors import InputError, one_of
-from minigated.experiments.runlog import RunLog
-
-SUITES = ("attention", "retention", "vit", "moe", "lm", "generate")
-SAMPLES = {"cpu": 15, "gpu": 30}
-SECONDS = {"cpu": 4.0, "gpu": 20.0}  # of a suite for taking samples, shared by its cases; preparing them is extra
-CORE = [
-    "bench/timing.py",
-    "bench/rows.py",
-    "bench/formulas.py",
-    "bench/ceilings.py",
-    "bench/profile.py",
-    "bench/runner.py",
-    "cost.py",
-]
+from minigated.bench.plan import Plan, plan_suites, record_id
+from minigated.bench.rows import measure_case, untimed
+from minigated.device import allow_graphs, reset_compilation
 
 
-def record_id(suite: str, scale: str) -> str:
-    """The record's name: a GPU's and a CPU's stand beside each other."""
-    return f"ch09_bench_{suite}" + ("_cpu" if scale == "cpu" else "")
+def run_suite(suite: str, **options) -> dict | None:
+    """Runs one suite and writes its record; options and record are those of `plan_suites` and `run_plan`."""
+    (plan,) = plan_suites([suite], **options)
+    return run_plan(plan)
 
 
-def choose_cases(cases: list[Case], only: tuple[str, ...] | None) -> list[Case]:
-    """The cases, and in them the rows, whose "case: row" name holds one of the words of `only`.
-
-    Raises:
-        InputError: a word that no name holds.
-    """
-    if not only:
-        return cases
-    names = [f"{case.name}: {row.name}" for case in cases for row in case.rows]
-    for word in only:
-        if not any(word in name for name in names):
-            raise InputError(f"no row is called {word!r}; there are: {'; '.join(names)}")
-    chosen = []
-    for case in cases:
-        rows = [row for row in case.rows if any(word in f"{case.name}: {row.name}" for word in only)]
-        if rows:
-            chosen.append(Case(case.name, rows, case.unit, case.dtype))
-    return chosen
-
-
-def run_suite(
-    suite: str, scale="cpu", seeds=None, device="auto", out=None, text=None, resume=False, names=None, seconds=None
-) -> dict | None:
-    """Runs one suite and writes its record.
-
-    Args:
-        suite: a name of `SUITES`. scale: "cpu" or "gpu", which sizes.
-        seeds: how many samples of each row. seconds: start no case after this long; what is left is listed as not run,
-            for another call with `resume`.
-        out: folder. resume: go on from the log in it. names: words; rows whose name holds one of them.
-
-    Returns:
-        The record; None if there was nothing to time.
-    """
-    one_of("suite", suite, SUITES)
-    one_of("scale", scale, tuple(SAMPLES))
-    if text is not None:
-        raise InputError(f"a benchmark reads no text, got {text!r}")
-    for what, value in (("number of samples", seeds), ("seconds", seconds)):
-        if value is not None and value <= 0:
-            raise InputError(f"{what} {value}; accepted: above 0")
-    chosen = choose_device("cuda" if scale == "gpu" and device == "auto" else device)
-    module, timer = import_module(f"minigated.bench.suite_{suite}"), Timer(chosen)
-    cases = choose_cases(module.cases(scale, chosen), names)
-    folder = Path(out or (records.FOLDER if scale == "gpu" else "runs"))
-    files = sorted(f"minigated/{name}" for name in {*CORE, f"bench/suite_{suite}.py", *module.FILES})
-    machine = records.hardware() if chosen.type == "cuda" else records.processor()
-    settings = {
-        "scale": scale, "device": machine["device"], "samples": seeds or SAMPLES[scale], "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "sampling_seconds": SECONDS[scale],
-    }  # fmt: skip
-    log = RunLog(folder, record_id(suite, scale), settings, files, resume)
-    start = time.perf_counter()
-    ceilings = log.get(lambda: measure_ceilings(timer, scale), part="ceilings")["result"]
-    results = _run_cases(suite, cases, log, timer, settings, start + (seconds or float("inf")))
-    record = _record(suite, module, results, ceilings, settings, time.perf_counter() - start, names)
-    print(report.table(suite, results, ceilings))
+def run_plan(plan: Plan) -> dict | None:
+    """Runs a suite and writes its record; None if there was nothing to time."""
+    start, log, settings = time.perf_counter(), plan.log, plan.settings
+    if log.others:
+        print(f"bench {plan.suite}: {log.others} runs in the log are of other code, which is measured again")
+    if log.find(part="ceilings") is None:
+        print(f"bench {plan.suite}: measuring what this machine can do at best", flush=True)
+    ceilings = log.get(lambda: measure_ceilings(plan.timer, settings["scale"]), part="ceilings")["result"]
+    results = _run_cases(plan, start + (plan.seconds or float("inf")))
+    record = _record(plan, results, ceilings, time.perf_counter() - start)
+    print(report.table(plan.suite, results, ceilings))
     if record is None:
         return None
-    record = log.as_made(record) | {"hardware": machine}
-    print(f"wrote {records.write(record, folder)}")
+    record = log.as_made(record) | {"hardware": plan.machine}
+    print(f"wrote {records.write(record, plan.folder)}")
     return record
 
 
-def _run_cases(suite: str, cases: list[Case], log: RunLog, timer: Timer, settings: dict, end: float) -> list[dict]:
+def _run_cases(plan: Plan, end: float) -> list[dict]:
     """All rows' results. A case is in the log as a whole, since its rows took turns; one with a failed row is not."""
-    results, share = [], settings["sampling_seconds"] / max(1, len(cases))
+    results, log, share = [], plan.log, plan.settings["sampling_seconds"] / max(1, len(plan.cases))
     allow_graphs()
-    with tqdm(total=sum(len(case.rows) for case in cases), desc=f"bench {suite}", unit="row") as bar:
-        for case in cases:
+    with tqdm(total=sum(len(case.rows) for case in plan.cases), desc=f"bench {plan.suite}", unit="row") as bar:
+        for case in plan.cases:
             bar.set_postfix_str(case.name)
             key = {"case": case.name, "rows": [row.name for row in case.rows]}
             if log.find(**key):
@@ -118,26 +56,27 @@ def _run_cases(suite: str, cases: list[Case], log: RunLog, timer: Timer, setting
                 continue
             torch.manual_seed(0)
             reset_compilation()
-            made = measure_case(case, timer, settings["samples"], share, lambda name: bar.update())
+            made = measure_case(case, plan.timer, plan.settings["samples"], share, lambda name: bar.update())
             if all(result["state"] != "failed" for result in made):
                 log.get(lambda made=made: {"rows": made}, **key)
             results += made
     return results
 
 
-def _record(suite, module, results, ceilings, settings, seconds, names) -> dict | None:
+def _record(plan: Plan, results: list[dict], ceilings: dict, seconds: float) -> dict | None:
+    suite, settings = plan.suite, plan.settings
     timed = [result for result in results if result["times"]]
     if not timed:
         return None
     first = {result["case"]: result for result in reversed(timed)}
     rows = [record_row(result, first[result["case"]], ceilings) for result in timed]
     untimed = [{key: r[key] for key in ("case", "row", "state", "reason")} for r in results if not r["times"]]
-    only = "".join(f" --only {shlex.quote(name)}" for name in names or ())
+    only = "".join(f" --only {shlex.quote(name)}" for name in plan.names or ())
     return records.make(
         files=[],
         id=record_id(suite, settings["scale"]),
         chapter=9,
-        claim=module.CLAIM,
+        claim=plan.module.CLAIM,
         command=f"python -m minigated bench {suite} --scale {settings['scale']}{only}",
         config={**settings, "ceilings": ceilings, "not_timed": untimed},
         seeds=list(range(max(len(row["values"]) for row in rows))),

@@ -16,7 +16,7 @@ from minigated.bench.rows import Case
 from minigated.bench.runner import run_suite
 from minigated.lm_config import LMConfig
 
-CLAIM = "a gate costs a training step a few percent at equal parameters; half of the step or more is matrix products"
+CLAIM = "a gate costs a training step a few percent at equal parameters"
 FILES = [
     "attention.py", "chunked_loss.py", "gates.py", "layers.py", "lm.py", "lm_config.py", "recompute.py", "rope.py",
     "stacked.py", "variants.py", "cuda_graph.py", "interop/qwen.py", "bench/lm_rows.py", "bench/peers.py",

@@ -18,7 +18,7 @@ from minigated.layers import SwiGLU
 from minigated.lm_config import LMConfig
 from minigated.moe import FORMS, MoE
 
-CLAIM = "grouped products train a mixture of experts at half of a dense model's speed or more, active operations equal"
+CLAIM = "grouped products train a model with experts at half of a dense one's speed or more, active operations equal"
 FILES = [
     "moe.py", "dispatch.py", "balance.py", "lm.py", "lm_config.py", "attention.py", "stacked.py",
     "interop/experts.py", "cuda_graph.py", "bench/lm_rows.py", "bench/peers.py", "bench/suite_moe.py",

@@ -25,19 +25,23 @@ class RunLog:
         files: package files that make the numbers; their hashes go into each line.
         resume: use what is there; otherwise a log with runs under the same settings is refused.
         made_only: make no run that is not there; runs may come from several machines, their lines put together.
+        same_files: use only runs of the files as they are; `others` counts those that are left in the file.
 
     Raises:
         InputError: a folder that cannot be used; runs that are there without `resume`, or none with `made_only`.
     """
 
     def __init__(
-        self, folder: Path, record_id: str, settings: dict, files: list[str], resume: bool, made_only: bool = False
-    ):
+        self, folder: Path, record_id: str, settings: dict, files: list[str], resume: bool, made_only: bool = False,
+        same_files: bool = False,
+    ):  # fmt: skip
         self.path = Path(folder) / "logs" / f"{record_id}.jsonl"
         self.settings = json.loads(json.dumps(settings))
         self.digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
         self.files, self.made_only = files, made_only
         self.runs: list[dict] = []
+        self.others = 0
+        current = file_hashes(files) if same_files else None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
@@ -49,7 +53,10 @@ class RunLog:
             except json.JSONDecodeError:  # the line a cut run was writing
                 continue
             if run["digest"] == self.digest:
-                self.runs.append(run)
+                if current in (None, run["files"]):
+                    self.runs.append(run)
+                else:
+                    self.others += 1
         if made_only and not self.runs:
             raise InputError(f"{self.path} holds no runs with these settings; leave --made-only out to make them")
         if self.runs and not (resume or made_only):
