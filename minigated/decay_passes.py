@@ -54,19 +54,20 @@ def axis_pass(
     if form == "auto":
         form = "pointwise" if torch.compiler.is_compiling() and v.is_cuda else "matmul"
     # [before, segments, W, after, H, D]: the cells of a segment stand in axis 2, all else is batch
-    shape = (-1, side // window, window, math.prod(v.shape[axis + 1 : 3]), *v.shape[3:])
+    shape = (math.prod(v.shape[:axis]), side // window, window, math.prod(v.shape[axis + 1 : 3]), *v.shape[3:])
     core = _pointwise if form == "pointwise" else _matmul
     return core(q.reshape(shape), k.reshape(shape), v.reshape(shape), mask).reshape(v.shape)
 
 
 def _matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     before, segments, cells, after, heads, _ = q.shape
-    fold = lambda x: x.permute(0, 1, 3, 4, 2, 5).reshape(-1, heads, cells, x.shape[-1])  # [everything else, H, W, D]
+    rows = before * segments * after  # a -1 would have no size in a batch of no images
+    fold = lambda x: x.permute(0, 1, 3, 4, 2, 5).reshape(rows, heads, cells, x.shape[-1])
     scores = (fold(q) * q.shape[-1] ** -0.5) @ fold(k).transpose(-2, -1)
     if mask.ndim == 4 and len(mask) > 1:  # as many copies as the segments have neighbours; small next to the scores
         mask = mask[:, None].expand(-1, after, -1, -1, -1).flatten(0, 1).repeat(before, 1, 1, 1)
-    weights = torch.softmax(scores + mask, -1).to(v.dtype)  # [everything else, H, W, W]
-    out = (weights @ fold(v)).view(before, segments, after, heads, cells, -1)
+    weights = torch.softmax(scores + mask, -1).to(v.dtype)  # [rows, H, W, W]
+    out = (weights @ fold(v)).view(before, segments, after, heads, cells, v.shape[-1])
     return out.permute(0, 1, 4, 2, 3, 5)  # [before, segments, W, after, H, D]
 
 

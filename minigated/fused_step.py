@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minigated import kernels
+from minigated.errors import InputError
 from minigated.lm import Block, LanguageModel
 from minigated.variants import Variant, get_variant
 
@@ -67,7 +68,12 @@ def decode_fused(
 
     Args:
         move: then write the likeliest token that follows to `tokens`, and the place of it to `position`.
+
+    Raises:
+        InputError: a model that is `unserved`; the message says why.
     """
+    if why := unserved(model, len(tokens)):
+        raise InputError(f"the fused step {why}")
     # here, since a machine without Triton imports this module too
     from minigated.kernels import decode_triton as fused
     from minigated.kernels.attend_triton import attend

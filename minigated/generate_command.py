@@ -77,6 +77,13 @@ def open_model(folder: str | None) -> tuple[LanguageModel, object]:
     return model, tokenizer
 
 
+def _without_compiler(error: Exception) -> bool:
+    """Whether torch.compile stopped for want of a C++ compiler, which it says inside an error of its own."""
+    from torch._inductor.exc import InvalidCxxCompiler  # not at import: it takes a second
+
+    return isinstance(getattr(error, "inner_exception", error), InvalidCxxCompiler)
+
+
 def generate_command(args) -> int:
     """Prints the prompt and its continuation as it comes; how fast, and why it ended, on standard error."""
     device = choose_device(args.device)
@@ -90,7 +97,13 @@ def generate_command(args) -> int:
         top_k=args.top_k, top_p=args.top_p, generator=torch.Generator().manual_seed(args.seed), cache=cache,
     )  # fmt: skip
     if args.static:
-        cache.prepare()  # compiles: seconds to minutes that are no part of the speed
+        try:
+            cache.prepare()  # compiles: seconds to minutes that are no part of the speed
+        except RuntimeError as error:
+            if not _without_compiler(error):
+                raise
+            print("error: torch.compile found no working C++ compiler; leave out --static", file=sys.stderr)
+            return 1
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows few characters shows a question mark
     print(args.prompt, end="", flush=True)

@@ -47,8 +47,8 @@ class StepCache:
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes one token, [B, K, 1, D], at its place; returns the whole cache, [B, K, capacity, D]."""
-        self.k.index_copy_(2, self.length, k)
-        self.v.index_copy_(2, self.length, v)
+        self.k.index_copy_(2, self.length, k.to(self.k.dtype))  # of another one under autocast
+        self.v.index_copy_(2, self.length, v.to(self.v.dtype))
         return self.k, self.v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -77,6 +77,16 @@ def decode(model: LanguageModel, tokens: Tensor, position: Tensor, held: list[tu
     return model(tokens.clamp(min=0)[:, None], caches)[:, -1]
 
 
+def _refuse_unknown(tokens: Tensor, vocabulary: int) -> None:
+    """Reads the tokens back, which a GPU would have to wait for."""
+    if tokens.is_floating_point():
+        raise InputError(f"tokens are {tokens.dtype}; accepted: whole numbers")
+    tokens = tokens.long()  # in uint8 a comparison with 256 is one with 0
+    unknown = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if len(unknown):
+        raise InputError(f"token {unknown[0].item()} is unknown; accepted: 0 to {vocabulary - 1}")
+
+
 class StaticCache:
     """Keys and values of a fixed number of tokens, allocated once, and the step that continues them.
 
@@ -98,6 +108,7 @@ class StaticCache:
             serve; the message says why.
     """
 
+    @torch.inference_mode(False)  # the tensors are written to at every step, in whatever mode that is
     def __init__(
         self,
         model: LanguageModel,
@@ -137,12 +148,16 @@ class StaticCache:
 
         Returns:
             Logits of the next token, [B, V].
+
+        Raises:
+            InputError: prompts of another shape or too long, or an unknown token.
         """
-        if tokens.shape[0] != self.batch or not 0 < tokens.shape[1] < self.length:
+        if tokens.ndim != 2 or len(tokens) != self.batch or not 0 < tokens.shape[1] < self.length:
             raise InputError(
                 f"prompts of shape {list(tokens.shape)}; this static cache takes {self.batch} rows of 1 to "
                 f"{self.length - 1} tokens"
             )
+        _refuse_unknown(tokens, self.model.config.vocabulary)
         self.prepare()
         for cache in self.caches:
             cache.length = 0
@@ -153,7 +168,7 @@ class StaticCache:
             for column in tokens.to(self.device).unbind(1):
                 self.step(column)
             return self.logits
-        self.logits = self.model(tokens.to(self.device), self.caches)[:, -1]  # many tokens at once, as ever
+        self.logits = self.model(tokens.to(self.device, torch.int64), self.caches)[:, -1]  # all at once, as ever
         self.tokens.copy_(likeliest(self.logits))
         self.position.fill_(tokens.shape[1])
         return self.logits
@@ -167,9 +182,16 @@ class StaticCache:
 
         Returns:
             Logits of the next token, [B, V].
+
+        Raises:
+            InputError: a full cache, tokens of another shape, or an unknown token; on a GPU tokens are not looked at.
         """
         if self.caches[0].length >= self.length:
             raise InputError(f"the cache holds {self.length} tokens; {self.length + 1} were given")
+        if tokens is not None and tokens.shape != self.tokens.shape:
+            raise InputError(f"tokens of shape {list(tokens.shape)}; accepted: [{self.batch}], one a row")
+        if tokens is not None and tokens.device.type == "cpu":
+            _refuse_unknown(tokens, self.model.config.vocabulary)
         self.prepare()
         for cache in self.caches:
             cache.length += 1

@@ -42,6 +42,7 @@ class SizedTables(nn.Module):
         dtype = torch.promote_types(self.anchor.dtype, torch.float32)
         return self.build(height, width, self.anchor.device, dtype)
 
+    @torch.inference_mode(False)  # what is kept must serve training too, whoever asks for it first
     def _keep(self, height: int, width: int) -> None:
         for name, value in self._made(height, width)._asdict().items():
             name = f"table_{name}"

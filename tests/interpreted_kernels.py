@@ -214,6 +214,7 @@ if __name__ == "__main__":
     registered()
     for name in ("gated_swinrmt_retention_nano", "gated_swinrmt_swat_nano"):
         graph(name)
+    kernels.usable = lambda x: True  # the fused step asks
     for options in DECODERS:
         for dtype, parts in ((torch.float32, 64), (torch.float32, 2), (torch.float16, 64)):
             decoding(options, dtype, parts)

@@ -17,6 +17,7 @@ from torch._dynamo.utils import counters
 from minigated import device
 from minigated.compiled_parts import compile_parts
 from minigated.data.images import ImageBatches, ImageSplit
+from minigated.errors import InputError
 from minigated.lm import SIZES as LM_SIZES
 from minigated.lm import TrainingLoss, build_lm, lm_loss
 from minigated.train import TrainConfig, Trainer
@@ -298,6 +299,11 @@ def test_all_parts_of_a_backbone_are_compiled_in_training_and_evaluation(name):
         for mode in (True, False):
             model.train(mode)(images)
     assert all(part._compiled_call_impl is not None for part in model.parts)
+
+
+def test_a_model_without_parts_is_refused():
+    with pytest.raises(InputError, match="LanguageModel has no parts; accepted: a backbone"):
+        compile_parts(build_lm("lm_nano"))
 
 
 def test_parts_that_are_alike_share_a_graph():

@@ -11,6 +11,7 @@ from test_cli import shell
 from minigated import shipped
 from minigated.__main__ import main
 from minigated.data.tokenizer import ByteTokenizer
+from minigated.device import reset_compilation
 from minigated.errors import InputError
 from minigated.generate_command import Continuation, open_model
 from minigated.lm import LMConfig, build_lm
@@ -225,6 +226,36 @@ def test_the_shipped_folder_is_read_if_it_is_there():
         pytest.skip("no trained moe_nano in this copy")
     model, tokenizer = open_model(None)
     assert model.config.vocabulary == tokenizer.vocabulary and not model.training
+
+
+# ------------------------------------------------------------------------------------ --static
+@pytest.fixture
+def static(monkeypatch, capsys):
+    """Runs the command with --static on a model that takes no time."""
+    model = build_lm(TINY)
+    monkeypatch.setattr("minigated.generate_command.open_model", lambda folder: (model, ByteTokenizer()))
+    return lambda: said(capsys, "a", "--tokens", 3, "--static", "--device", "cpu")
+
+
+def test_without_a_compiler_one_line_says_so(static, tmp_path, monkeypatch):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # else an earlier run's code would do
+    reset_compilation()
+    with inductor.patch({"cpp.cxx": (None, "/no/compiler")}):
+        status, out, err = static()
+    reset_compilation()
+    assert status == 1 and out == ""
+    assert err == "error: torch.compile found no working C++ compiler; leave out --static\n"
+
+
+def test_other_errors_of_the_compiler_are_not_hidden(static, monkeypatch):
+    def prepare(cache):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("minigated.static_cache.StaticCache.prepare", prepare)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        static()
 
 
 # ------------------------------------------------------------------------------------ wrong input

@@ -126,6 +126,24 @@ def test_a_map_with_other_channels_than_the_filters_is_refused(convolve):
         convolve(torch.zeros(1, 2, 2, 4), torch.zeros(6, 1, 3, 3), torch.zeros(6))
 
 
+def test_kernels_refuse_a_tensor_on_the_cpu():
+    x, filters = torch.zeros(1, 4, 4, 8), (torch.zeros(8, 1, 3, 3), torch.zeros(8))
+    qkv, mask, conv = torch.zeros(1, 4, 4, 3, 2, 4), torch.zeros(2, 4, 4), DepthwiseConv(8).conv
+    of_swat = make_tables("swat", 4, 2, 4, 4, False, torch.device("cpu"))
+    said = r"the kernel \w+ got a tensor on cpu, torch.float32; accepted: Triton 3.5, a GPU and float32, "
+    for call, *given in (
+        (kernels.depthwise, x, *filters),
+        (kernels.depthwise_added, x, *filters),
+        (kernels.windowed_softmax, qkv, None, None, mask, mask, (4, 4)),
+        (kernels.windowed_local, qkv, conv, None, None, mask, mask, (4, 4)),
+        (kernels.windowed_sigmoid, qkv[..., :2, :, :], qkv[..., 2, :, :], of_swat),
+    ):
+        with pytest.raises(InputError, match=said):
+            call(*given)
+    with kernels.switched_off(), pytest.raises(InputError, match="bfloat16 or float16, not switched off"):
+        kernels.depthwise(x, *filters)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: pip install -e .[kernels]")
 def test_kernels_equal_the_plain_forms_in_the_interpreter():
     done = subprocess.run([sys.executable, HERE / "interpreted_kernels.py"], capture_output=True, text=True)

@@ -128,6 +128,15 @@ def test_fast_form_equals_the_reference(height, width, window, shifted, form):
     assert_close(*(torch.autograd.grad(y, x, up)[0] for y in (fast, slow)), **EXACT)
 
 
+@pytest.mark.parametrize("form", ["auto", "matmul", "pointwise"])
+@pytest.mark.parametrize("shifted", [False, True], ids=["still", "shifted"])
+def test_no_image_gives_no_map(shifted, form):
+    x = qkv(8, 6, batch=0).requires_grad_()
+    y = decomposed(x, tables(8, 6, 4, shifted), form)
+    y.sum().backward()
+    assert y.shape == (0, 8, 6, HEADS, WIDTH) and x.grad.shape == x.shape
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 5e-2)])
 def test_low_precision_stays_near(dtype, tolerance):
     x = qkv(10, 9, dtype=dtype)

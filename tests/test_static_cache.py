@@ -10,7 +10,7 @@ from minigated import kernels, static_cache
 from minigated.attention import attention_sdpa
 from minigated.device import reset_compilation
 from minigated.errors import InputError
-from minigated.fused_step import unserved
+from minigated.fused_step import decode_fused, unserved
 from minigated.generate import generate
 from minigated.moe import choose_form, experts_batched
 from minigated.static_cache import SHORT, StaticCache, StepCache, decode, likeliest
@@ -84,6 +84,22 @@ def test_logits_of_every_step_in_float64():
     found += [cache.step(tokens[:, i]).clone() for i in range(4, 20)]
     with torch.no_grad():
         torch.testing.assert_close(torch.stack(found, 1), model(tokens)[:, 3:], rtol=1e-9, atol=1e-11)
+
+
+def test_under_autocast_it_equals_growing():
+    """Keys and values come in another dtype than the cache has."""
+    model = tiny()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(model, prompts(), cache=StaticCache(model, 2, way="eager"), new_tokens=12, temperature=0)
+        assert torch.equal(found, run(model, prompts(), new_tokens=12, temperature=0))
+
+
+def test_a_cache_made_in_inference_mode_serves_outside_of_it():
+    model = tiny()
+    with torch.inference_mode():
+        cache = StaticCache(model, 2, way="eager")
+    found = run(model, prompts(), cache=cache, new_tokens=6, temperature=0)
+    assert torch.equal(found, run(model, prompts(), new_tokens=6, temperature=0))
 
 
 def test_one_cache_serves_texts_of_many_lengths_one_after_the_other():
@@ -270,6 +286,12 @@ def test_the_fused_step_says_what_it_does_not_serve_and_is_not_taken_there(varia
     assert StaticCache(model, batch).way == ("fused" if why is None else "compiled")
 
 
+def test_the_fused_step_itself_refuses_what_it_does_not_serve():
+    model = tiny()
+    with pytest.raises(InputError, match="the fused step needs Triton .*, a GPU .* is on cpu, torch.float32"):
+        decode_fused(model, torch.zeros(1).long(), torch.zeros(1).long(), [(c.k, c.v) for c in model.new_cache(1, 8)])
+
+
 def test_scattered_weights_are_not_for_the_fused_step(monkeypatch):
     monkeypatch.setattr(kernels, "usable", lambda weight: True)
     model = tiny()
@@ -319,6 +341,40 @@ def test_another_model_and_a_full_cache_are_refused():
     cache.step()
     with pytest.raises(InputError, match="the cache holds 6 tokens; 7 were given"):
         cache.step()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ([1, 99], "token 99 is unknown; accepted: 0 to "),
+        ([-1, 1], "token -1 is unknown"),
+        ([1.0, 2.0], "tokens are torch.float32; accepted: whole numbers"),
+    ],
+)
+def test_unknown_tokens_are_refused_and_change_nothing(tokens, said):
+    cache = StaticCache(tiny(), 2, way="eager")
+    expected = [cache.start(prompts()), cache.step(torch.tensor([1, 2]))]
+    found = [cache.start(prompts())]
+    with pytest.raises(InputError, match=said):
+        cache.start(torch.tensor(tokens)[:, None])
+    with pytest.raises(InputError, match=said):
+        cache.step(torch.tensor(tokens))
+    assert torch.equal(torch.stack([*found, cache.step(torch.tensor([1, 2]))]), torch.stack(expected))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 1)])
+def test_a_step_takes_one_token_a_row(shape):
+    cache = StaticCache(tiny(), 2, way="eager")
+    with pytest.raises(InputError, match=r"tokens of shape \[.*\]; accepted: \[2\], one a row"):
+        cache.step(torch.zeros(shape, dtype=torch.int64))
+    assert cache.caches[0].length == 0
+
+
+def test_prompts_are_rows_of_whole_numbers():
+    cache = StaticCache(tiny(), 2, way="eager")
+    with pytest.raises(InputError, match=r"prompts of shape \[2\]; this static cache takes 2 rows of 1 to 23 tokens"):
+        cache.start(torch.tensor([1, 2]))
+    assert torch.equal(cache.start(prompts().to(torch.uint8)), cache.start(prompts()))
 
 
 def test_a_gpu_gives_what_the_cpu_gives(device):

@@ -89,6 +89,15 @@ def test_the_size_seen_last_leaves_no_trace(name):
         assert_close(model(x), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", NANO)
+def test_a_size_first_seen_in_inference_mode_can_train(name):
+    model = nano(name)
+    with torch.inference_mode():
+        model(images(1, 3, 48, 20))
+    model.train()(images(2, 3, 48, 20)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_stem_stride(stride):
     model = nano(stem_stride=stride, depths=(1, 1, 1, 1))

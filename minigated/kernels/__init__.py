@@ -85,6 +85,14 @@ def _fits(table: Tensor, heads: int, window: int, side: int) -> bool:
     return segments and table.shape[-3:] == (heads, window, window) and not table.requires_grad
 
 
+def _kernel(name: str, x: Tensor):
+    """The operation of that name, which there is only where `usable` has loaded it."""
+    if not usable(x):
+        off = "" if _allowed else ", not switched off"
+        raise InputError(f"the kernel {name} got a tensor on {x.device}, {x.dtype}; accepted: {WANTED}{off}")
+    return getattr(torch.ops.minigated, name)
+
+
 def _check_filters(x: Tensor, weight: Tensor) -> None:
     if 0 in x.shape[1:]:
         raise InputError(f"a map of shape {list(x.shape)}; accepted: no empty side")
@@ -101,13 +109,13 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     _check_filters(x, weight)
     if torch.is_autocast_enabled("cuda"):
         x = x.to(torch.get_autocast_dtype("cuda"))
-    return torch.ops.minigated.depthwise(x, weight, bias, mirror=False, own=False, plus=None)
+    return _kernel("depthwise", x)(x, weight, bias, mirror=False, own=False, plus=None)
 
 
 def depthwise_added(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The map plus its convolution in one kernel; arguments as in `depthwise`, the map in the dtype of the result."""
     _check_filters(x, weight)
-    return torch.ops.minigated.depthwise(x, weight, bias, mirror=False, own=True, plus=None)
+    return _kernel("depthwise", x)(x, weight, bias, mirror=False, own=True, plus=None)
 
 
 def windowed_softmax(
@@ -124,7 +132,7 @@ def windowed_softmax(
         [B, h, w, H, D].
     """
     masks = (row_mask, column_mask) * 2  # the softmax has nothing that multiplies
-    return torch.ops.minigated.windowed(qkv, None, cos, sin, *masks, list(window), list(shift), True)
+    return _kernel("windowed", qkv)(qkv, None, cos, sin, *masks, list(window), list(shift), True)
 
 
 def windowed_local(
@@ -133,7 +141,8 @@ def windowed_local(
 ) -> Tensor:  # fmt: skip
     """`windowed_softmax` plus a depth-wise convolution of the values, whose two gradients are summed on the way."""
     masks = (row_mask, column_mask)
-    return torch.ops.minigated.windowed_local(qkv, conv.weight, conv.bias, cos, sin, *masks, list(window), list(shift))
+    operation = _kernel("windowed_local", qkv)
+    return operation(qkv, conv.weight, conv.bias, cos, sin, *masks, list(window), list(shift))
 
 
 def windowed_sigmoid(qk: Tensor, v: Tensor, tables, shift: tuple[int, int] = (0, 0)) -> Tensor:
@@ -144,6 +153,5 @@ def windowed_sigmoid(qk: Tensor, v: Tensor, tables, shift: tuple[int, int] = (0,
     """
     window = [tables.rows.window, tables.columns.window]
     of_scores = (tables.row_bias, tables.column_bias, tables.row_decay, tables.column_decay)
-    return torch.ops.minigated.windowed(
-        qk.to(v.dtype), v, tables.cos, tables.sin, *of_scores, window, list(shift), False
-    )
+    operation = _kernel("windowed", v)
+    return operation(qk.to(v.dtype), v, tables.cos, tables.sin, *of_scores, window, list(shift), False)
