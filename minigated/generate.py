@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minigated.errors import InputError
 from minigated.lm import LanguageModel
-from minigated.static_cache import StaticCache, likeliest
+from minigated.static_cache import StaticCache, likeliest, refuse_unknown
 
 SPOILT = "the logits hold NaN or infinity, so no token can be drawn; the model's weights are spoilt"
 
@@ -140,10 +140,7 @@ def _room(model: LanguageModel, tokens: Tensor) -> int:
             f"the prompt has {tokens.shape[1]} tokens, which leaves no room in the context of {context}; "
             f"accepted: {context - 1} at most"
         )
-    tokens = tokens.long()  # in uint8 a comparison with 256 is one with 0
-    unknown = tokens[(tokens < 0) | (tokens >= vocabulary)]
-    if len(unknown):
-        raise InputError(f"token {unknown[0].item()} is unknown; accepted: 0 to {vocabulary - 1}")
+    refuse_unknown(tokens, vocabulary)
     return context - tokens.shape[1]
 
 

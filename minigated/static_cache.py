@@ -77,7 +77,7 @@ def decode(model: LanguageModel, tokens: Tensor, position: Tensor, held: list[tu
     return model(tokens.clamp(min=0)[:, None], caches)[:, -1]
 
 
-def _refuse_unknown(tokens: Tensor, vocabulary: int) -> None:
+def refuse_unknown(tokens: Tensor, vocabulary: int) -> None:
     """Reads the tokens back, which a GPU would have to wait for."""
     if tokens.is_floating_point():
         raise InputError(f"tokens are {tokens.dtype}; accepted: whole numbers")
@@ -157,7 +157,7 @@ class StaticCache:
                 f"prompts of shape {list(tokens.shape)}; this static cache takes {self.batch} rows of 1 to "
                 f"{self.length - 1} tokens"
             )
-        _refuse_unknown(tokens, self.model.config.vocabulary)
+        refuse_unknown(tokens, self.model.config.vocabulary)
         self.prepare()
         for cache in self.caches:
             cache.length = 0
@@ -191,7 +191,7 @@ class StaticCache:
         if tokens is not None and tokens.shape != self.tokens.shape:
             raise InputError(f"tokens of shape {list(tokens.shape)}; accepted: [{self.batch}], one a row")
         if tokens is not None and tokens.device.type == "cpu":
-            _refuse_unknown(tokens, self.model.config.vocabulary)
+            refuse_unknown(tokens, self.model.config.vocabulary)
         self.prepare()
         for cache in self.caches:
             cache.length += 1
