@@ -116,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
+    chunk = "tokens whose logits the loss holds at once; 0 for all; near batch x length it saves nothing"
     for function in (variants, models):
         command(function).add_argument("--json", action="store_true", help="for programs")
     sub = command(memory)
@@ -125,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--length", type=int, default=None, help="tokens a sequence; the model's context otherwise")
     sub.add_argument("--variant", default="none", help="none, g1_elementwise or g1_headwise")
     sub.add_argument("--recipe", default="autocast", help="autocast, as `train` does, or mixed: bf16 weights gathered")
-    sub.add_argument("--chunk", type=int, default=0, help="tokens whose logits the loss holds at once; 0 for all")
+    sub.add_argument("--chunk", type=int, default=0, help=chunk)
     sub.add_argument("--json", action="store_true", help="for programs")
     sub = command(data)
     texts, images = "sample, shakespeare, enwik8, tinystories, wikitext2", "cifar10, cifar10-sample, mini-imagenet"
@@ -144,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     sub.add_argument("--accumulate", type=int, default=1, help="parts of each step's batch, one after the other")
     sub.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="torchrun: copies or shares")
-    sub.add_argument("--chunk", type=int, default=0, help="tokens whose logits the loss holds at once; 0 for all")
+    sub.add_argument("--chunk", type=int, default=0, help=chunk)
     sub.add_argument("--checkpointing", action="store_true", help="blocks keep their inputs alone and run twice")
     _shared(sub)
     sub = command(run)

@@ -22,6 +22,7 @@ from minigated.errors import InputError, one_of
 from minigated.lm import SIZES, LMConfig, build_lm
 
 FLOAT = 4  # bytes of float32
+MOST = 1_000_000  # GPUs, and sequences of one: far over what there is, and the table has room for it
 GATES = ("none", "g1_elementwise", "g1_headwise")  # variants that the formula knows
 
 
@@ -96,6 +97,24 @@ def end_bytes(config: LMConfig, precision: Precision, chunk: int = 0) -> int:
     return ends + norm_bytes(config.width, precision, 1) + FLOAT * config.vocabulary
 
 
+def loss_bytes(config: LMConfig, precision: Precision, tokens: int, chunk: int = 0) -> int:
+    """Logits and their relatives that live for a moment, in bytes, in eager mode.
+
+    A chunk of all tokens saves nothing: it takes about what the logits at once and their logarithms in `end_bytes` do.
+    """
+    item, width = precision.product, config.width
+    if not chunk:  # logits, and their gradient in float32 and in the dtype of the logits
+        return tokens * config.vocabulary * (2 * item + FLOAT)
+    passing = min(chunk, tokens)
+    logits = passing * config.vocabulary
+    # `loss_and_slope` at its peak: logits; softmax and one-hot target in float32; the comparison that made the latter
+    peak = logits * (item + FLOAT + FLOAT + 1)
+    # after it: logits, slope, and the product to be added to the weight's gradient, which counts in small chunks
+    peak = max(peak, logits * 2 * item + config.vocabulary * width * item)
+    peak += 8 * (config.vocabulary + 3 * tokens)  # int64: the columns, the targets; the loss of each token and such
+    return peak + tokens * precision.stream * width + passing * item * width  # hidden states, and the chunk's cast
+
+
 def activation_bytes(config: LMConfig, tokens: int, precision: str, checkpointing=False, chunk: int = 0) -> dict:
     """What autograd keeps of a forward pass, in bytes, by part.
 
@@ -114,13 +133,11 @@ def activation_bytes(config: LMConfig, tokens: int, precision: str, checkpointin
     kind = PRECISIONS[precision]
     block = attention_bytes(config, kind) + ffn_bytes(config, kind)
     kept = kind.stream * config.width + routing_bytes(config) if checkpointing else block
-    passing = min(chunk, tokens) if chunk else tokens  # logits, in float32, and their gradient in both
-    loss = passing * config.vocabulary * (2 * kind.product + FLOAT + (FLOAT if chunk else 0))
     return {
         "blocks": tokens * config.layers * kept,
         "running": tokens * block if checkpointing else 0,
         "end": tokens * end_bytes(config, kind, chunk) + (FLOAT * config.vocabulary * config.width if chunk else 0),
-        "loss": loss,
+        "loss": loss_bytes(config, kind, tokens, chunk),
     }
 
 
@@ -146,10 +163,10 @@ def copied_numbers(block: nn.Module) -> int:
 
 def _check(config: LMConfig, gpus: int, batch: int, length: int, recipe: str, chunk: int) -> None:
     one_of("recipe", recipe, RECIPES)
-    for name, value in {"gpus": gpus, "batch": batch, "length": length}.items():
-        if value < 1:
-            raise InputError(f"{name} {value}; accepted: 1 or more")
-    if length > config.context:
+    for name, value in {"gpus": gpus, "batch": batch}.items():
+        if not 1 <= value <= MOST:
+            raise InputError(f"{name} {value}; accepted: 1 to {MOST:,}")
+    if not 1 <= length <= config.context:
         raise InputError(f"length {length}; accepted: 1 to {config.context}, the model's context")
     if chunk < 0:
         raise InputError(f"chunk {chunk}; accepted: 0, for all logits at once, or a number of tokens")
@@ -172,7 +189,8 @@ def memory_report(
         all that is gathered at once, and its gradients. copies: autocast's. activations, loss. total.
 
     Raises:
-        InputError: a count under 1, a length over the context, a recipe or variant the formula does not know.
+        InputError: a count under 1 or over `MOST`, a length over the context, a recipe or variant that the formula does
+            not know.
     """
     _check(config, gpus, batch, length, recipe, chunk)
     model = build_lm(config, "meta")
@@ -207,18 +225,20 @@ COLUMNS = ("parameters", "gradients", "optimizer", "block", "unsharded", "copies
 
 
 def format_report(name: str, rows: list[dict]) -> str:
-    """The rows as a table for a terminal, in GB of 10^9 bytes."""
+    """The rows as a table for a terminal, in GB of 10^9 bytes, or in MB of 10^6 where every total is under 1 GB."""
     first = rows[0]
+    power, unit = (9, "GB") if max(row["total"] for row in rows) >= 1e9 else (6, "MB")
     logits = f"loss in chunks of {first['chunk']:,}" if first["chunk"] else "all logits at once"
     precision = {"autocast": "bf16 under autocast", "mixed": "bf16 by FSDP2's mixed precision"}[first["recipe"]]
     title = (
-        f"{name}: GB (10^9 bytes) on the fullest GPU; {first['batch']} x {first['length']:,} tokens each, {logits}; "
-        f"recipe {first['recipe']}: {precision}, float32 weights, gradients and AdamW shared by FSDP2"
+        f"{name}: {unit} (10^{power} bytes) on the fullest GPU; {first['batch']} x {first['length']:,} tokens each, "
+        f"{logits}; recipe {first['recipe']}: {precision}, float32 weights, gradients and AdamW shared by FSDP2"
     )
-    lines = [title, "", f"{'GPUs':>5}  {'blocks keep':12}" + "".join(f"{column:>12}" for column in COLUMNS)]
+    lines = [title, "", f"{'GPUs':>7}  {'blocks keep':12}" + "".join(f"{column:>12}" for column in COLUMNS)]
     for row in rows:
         kept = "their input" if row["checkpointing"] else "all"
-        lines.append(f"{row['gpus']:>5}  {kept:12}" + "".join(f"{row[column] / 1e9:>12.2f}" for column in COLUMNS))
+        cells = "".join(f"{row[column] / 10**power:>12.2f}" for column in COLUMNS)
+        lines.append(f"{row['gpus']:>7}  {kept:12}{cells}")
     lines += ["", "block: the largest one unsharded, part of unsharded. total: a bound, as not all is there at once."]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from minigated import chunked_loss
 from minigated.bench import suite_lm
@@ -85,10 +86,40 @@ def test_gradients_by_finite_differences():
 def test_no_token_counts_and_another_mark():
     hidden, weight, targets = drawn(ignored=range(TOKENS))
     assert chunked_cross_entropy(hidden, weight, targets, 5).isnan()
+    for slope in torch.autograd.grad(chunked_cross_entropy(hidden, weight, targets, 5), (hidden, weight)):
+        assert slope.eq(0).all(), "where no token counts, the gradients are 0, as torch's"
     hidden, weight, targets = drawn()
     marked = targets.masked_fill(targets == targets[0, 0], VOCABULARY + 5)
     found = chunked_cross_entropy(hidden, weight, marked, 5, ignore_index=VOCABULARY + 5)
     torch.testing.assert_close(found, plain_cross_entropy(hidden, weight, marked, VOCABULARY + 5))
+
+
+def test_no_tokens_at_all():
+    _, weight, _ = drawn()
+    hidden, targets = torch.empty(2, 0, WIDTH, requires_grad=True), torch.empty(2, 0, dtype=torch.int64)
+    for found, expected in zip(
+        answers(chunked_cross_entropy, hidden, weight, targets, chunk=5),
+        answers(plain_cross_entropy, hidden, weight, targets),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_one_token_without_an_axis_of_tokens():
+    hidden, weight, targets = drawn()
+    alone = hidden.detach()[0, 0].requires_grad_(), weight, targets[0, 0]
+    found, expected = answers(chunked_cross_entropy, *alone, chunk=5), answers(plain_cross_entropy, *alone)
+    assert found[1].shape == (WIDTH,)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_sum_over_many_tokens_passes_the_range_of_float16_and_its_mean_does_not():
+    hidden = torch.full((1, 8192, 4), 20.0).half().requires_grad_()
+    weight = (0.01 * torch.randn(11, 4, generator=torch.Generator().manual_seed(0))).half().requires_grad_()
+    given = hidden, weight, torch.zeros(1, 8192, dtype=torch.int64)
+    found, expected = answers(chunked_cross_entropy, *given, chunk=1024), answers(plain_cross_entropy, *given)
+    assert [t.dtype for t in found[1:]] == [torch.float16] * 2 and found[2].isfinite().all()
+    assert off(found, expected) < 5e-3
 
 
 def test_a_target_outside_of_the_vocabulary_is_an_error():
@@ -125,7 +156,7 @@ def test_logits_are_never_there_at_once():
     watched = chunked_loss.loss_and_gradients._init_fn  # an operator hides what it does; its function does not
     hidden, weight, targets = torch.randn(60, 4), torch.randn(200, 4), torch.randint(200, (60,))
     with Largest() as inside:
-        watched(hidden, weight, targets, 10, IGNORED, torch.float32, True, False)
+        watched(hidden, weight, targets, 10, IGNORED, torch.float32, True, True, False)
     assert inside.numbers == 10 * 200 and largest(chunked_cross_entropy, chunk=10) <= 200 * 4
 
 
@@ -166,6 +197,30 @@ def test_nothing_is_computed_for_gradients_nobody_asks_for(monkeypatch):
     torch.testing.assert_close(value, plain_cross_entropy(hidden, weight, targets))
     chunked_cross_entropy(hidden.detach(), weight, targets, 13)
     assert asked[2:] == [True, True]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_a_frozen_input_costs_no_gradient(frozen, compiled):
+    """By the bytes kept; the products saved are counted below."""
+    hidden, weight, targets = torch.randn(60, 40), torch.randn(200, 40), torch.randint(200, (60,))
+    trained, other = (weight, hidden) if frozen == "hidden" else (hidden, weight)
+    trained.requires_grad_()
+    call = lambda loss, *options: loss(hidden, weight, targets, *options)
+    expected = torch.autograd.grad(call(plain_cross_entropy), trained)
+    if compiled:
+        torch._dynamo.reset()
+        call = torch.compile(call, fullgraph=True, dynamic=False)
+    assert kept_bytes(lambda: call(chunked_cross_entropy, 10)) < trained.nbytes + min(other.nbytes, 4000)
+    torch.testing.assert_close(torch.autograd.grad(call(chunked_cross_entropy, 10), trained), expected)
+
+
+def test_products_that_each_gradient_costs():
+    hidden, weight, targets = torch.randn(60, 4), torch.randn(200, 4), torch.randint(200, (60,))
+    for needs in [(False, False), (True, False), (False, True), (True, True)]:
+        with FlopCounterMode(display=False) as counter:
+            chunked_loss.loss_and_gradients._init_fn(hidden, weight, targets, 10, IGNORED, torch.float32, *needs, False)
+        assert counter.get_total_flops() == (1 + sum(needs)) * 2 * 60 * 200 * 4
 
 
 def test_a_second_derivative_is_refused():
@@ -244,6 +299,8 @@ def test_shapes_that_do_not_fit_are_named():
         chunked_cross_entropy(hidden, weight, targets[:, 1:], 5)
     with pytest.raises(InputError, match=r"\[37, 15\]"):
         chunked_cross_entropy(hidden, weight[:, 1:], targets, 5)
+    with pytest.raises(InputError, match=r"\[\], \[16\], \[\]; accepted: \[..., C\]"):
+        chunked_cross_entropy(hidden[0, 0, 0], weight[0], targets[0, 0], 5)
 
 
 def test_a_chunk_without_targets_is_refused():

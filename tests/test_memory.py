@@ -7,11 +7,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from minigated.__main__ import main
+from minigated.chunked_loss import IGNORED, loss_and_gradients
 from minigated.errors import InputError
 from minigated.lm import SIZES, LMConfig, TrainingLoss, build_lm
 from minigated.memory import (
+    MOST,
     PRECISIONS,
     activation_bytes,
     copied_numbers,
@@ -96,6 +101,49 @@ def test_with_chunks_the_loss_keeps_gradients_and_no_logits(precision):
     assert many - few == pytest.approx(grown, rel=0.02)
     assert formula(config, precision, 240) - formula(config, precision, 240, chunk=16) > 1_000_000
     assert activation_bytes(config, 240, precision, chunk=16)["loss"] < activation_bytes(config, 240, precision)["loss"]
+
+
+class Live(TorchDispatchMode):
+    """The most bytes at once of storages that operations have made and that are still there, `given` ones left out."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.given = {tensor.untyped_storage()._cdata for tensor in given}
+        self.storages, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.storages = {key: held for key, held in self.storages.items() if not held[0].expired()}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.given:
+                    self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self.storages.values()))
+        return result
+
+
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16", "float32"])
+@pytest.mark.parametrize("chunk", [2, 16, 50, 120, 1000], ids=lambda chunk: f"{chunk} of 120")
+def test_the_moment_of_a_chunk_is_what_lives_in_it(chunk, precision):
+    """Logits and relatives at the peak of the operator, which shows nothing of itself outside of its function."""
+    config, tokens, kind = replace(DENSE, vocabulary=2000), 120, PRECISIONS[precision]
+    stream, product = (torch.bfloat16 if size == 2 else torch.float32 for size in (kind.stream, kind.product))
+    hidden, weight = torch.randn(tokens, config.width, dtype=stream), torch.randn(2000, config.width, dtype=stream)
+    targets = torch.randint(2000, (tokens,))
+    with Live(hidden, weight, targets) as live:
+        loss_and_gradients._init_fn(hidden, weight, targets, chunk, IGNORED, product, True, True, False)
+    gradients = hidden.nbytes + 4 * weight.numel()
+    copy = 2 * weight.numel() if kind.stream != kind.product else 0
+    expected = activation_bytes(config, tokens, precision, chunk=chunk)["loss"] - hidden.nbytes
+    moment = live.peak - gradients - copy
+    assert 0.9 * expected < moment <= expected
+
+
+def test_a_chunk_of_all_tokens_saves_nothing():
+    config = replace(DENSE, vocabulary=2000)
+    whole, chunked = (activation_bytes(config, 240, "autocast", chunk=chunk) for chunk in (0, 240))
+    assert whole["end"] + whole["loss"] == pytest.approx(chunked["end"] + chunked["loss"], rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["lm_nano", "gate elementwise", "experts", "shared expert"])
@@ -190,6 +238,15 @@ def test_options_reach_the_report(capsys):
     assert "loss in chunks of 32" in capsys.readouterr().out
 
 
+def test_a_small_model_is_told_in_megabytes_and_wide_numbers_keep_their_columns():
+    rows = memory_rows("lm_nano", [1], 1, None, "none")
+    text = format_report("lm_nano", rows)
+    assert "lm_nano: MB (10^6 bytes)" in text and f"{rows[0]['total'] / 1e6:.2f}" in text
+    text = format_report("15A2B", memory_rows("15A2B", [1, MOST], MOST, None, "none"))
+    assert "15A2B: GB (10^9 bytes)" in text
+    assert [len(line.replace("their input", "all").split()) for line in text.split("\n")[3:7]] == [11] * 4
+
+
 def test_one_gpu_gathers_nothing():
     report = memory_report(DENSE, 1, 1, 8)
     numbers = sum(p.numel() for p in build_lm(DENSE, "meta").parameters())
@@ -200,7 +257,8 @@ def test_one_gpu_gathers_nothing():
     ("arguments", "said"),
     [
         (["swin_nano"], "swin_nano"),
-        (["15A2B", "--gpus", "8", "0"], "gpus 0; accepted: 1 or more"),
+        (["15A2B", "--gpus", "8", "0"], "gpus 0; accepted: 1 to 1,000,000"),
+        (["lm_nano", "--gpus", "1" + 20 * "0"], f"gpus 1{20 * '0'}; accepted: 1 to 1,000,000"),
         (["15A2B", "--batch", "-1"], "batch -1"),
         (["15A2B", "--length", "5000"], "length 5000; accepted: 1 to 4096"),
         (["15A2B", "--recipe", "fp8"], "'fp8'; accepted: autocast, mixed"),
