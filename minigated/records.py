@@ -195,18 +195,16 @@ def seeds_in_words(record: dict) -> str:
     return f"{low} {what}" if low == high else f"{low} to {high} {what}"
 
 
+def made(record: dict) -> str:
+    """Device, date, seeds and torch, as a sentence."""
+    device, day, torch = record["hardware"]["device"], record["utc"][:10], record["software"]["torch"]
+    return f"{device}, {day}, {seeds_in_words(record)}, torch {torch}."
+
+
 def caption(record: dict) -> str:
     """One sentence: metric, device, date, seeds, verdict, and which files changed since."""
     metric = record["metric"]
-    return f"{metric['name']} on {metric['split']} ({metric['better']} is better); {made(record)}"
-
-
-def made(record: dict) -> str:
-    """The end of a caption: device, date, seeds, verdict, and which files changed since."""
-    text = (
-        f"{record['hardware']['device']}, {record['utc'][:10]}, {seeds_in_words(record)}, "
-        f"torch {record['software']['torch']}."
-    )
+    text = f"{metric['name']} on {metric['split']} ({metric['better']} is better); {made(record)}"
     if record["verdict"]:
         text += f" Verdict: {record['verdict']}."
     changed = stale_files(record)
