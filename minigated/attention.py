@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigated.errors import InputError
+from minigated.errors import InputError, one_of
 from minigated.layers import RMSNorm
 from minigated.rope import apply_rope
 
@@ -173,8 +173,9 @@ class KVCache:
 
     def __init__(self, batch: int, capacity: int, shape: AttentionShape, device=None, dtype=None):
         size = (batch, shape.kv_heads, capacity, shape.head_width)
-        self.k = torch.zeros(size, device=device, dtype=dtype)  # [B, K, capacity, D]
-        self.v = torch.zeros_like(self.k)
+        with torch.inference_mode(False):  # it is written to later, in whatever mode that is
+            self.k = torch.zeros(size, device=device, dtype=dtype)  # [B, K, capacity, D]
+            self.v = torch.zeros_like(self.k)
         self.capacity, self.length = capacity, 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,6 +222,8 @@ class Attention(nn.Module):
         super().__init__()
         if sorted(qk_order) != ["gate", "norm", "rope"]:
             raise InputError(f"qk_order must hold gate, norm and rope once each, got {qk_order!r}")
+        for position in gates or {}:
+            one_of("position of a gate", position, ("g1", "g2", "g3", "g4", "g5"))
         width, inner, kv_inner = shape.width, shape.heads * shape.head_width, shape.kv_heads * shape.head_width
         projections = projections or {}
         self.shape, self.qk_order = shape, tuple(qk_order)

@@ -9,6 +9,8 @@ Balanced over what? Over one batch on one process, or, as arXiv 2501.11873 asks,
 then f_e is counted over all processes and P_e stays local. A model's loss is the mean over its layers.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -100,7 +102,7 @@ def expert_statistics(routings: list[Routing]) -> list[dict]:
         probabilities = torch.softmax(routing.logits.float(), -1)  # [N, E]
         counts, mean = assignment_counts(routing), probabilities.mean(0)
         share = counts / counts.sum()
-        entropy = -(mean * mean.clamp(min=1e-30).log()).sum() / torch.tensor(float(len(mean))).log()
+        entropy = -(mean * mean.clamp(min=1e-30).log()).sum() / math.log(max(2, len(mean)))  # 0 for one expert
         rows.append(
             {
                 "share": share.tolist(),

@@ -251,15 +251,14 @@ def load_model(folder: str | Path) -> nn.Module:
             raise InputError(f"no checkpoint in {str(folder)!r}; give a run's folder or a checkpoint's")
         folder = found[-1]
     config = read_config(folder)
-    one_of(f"model kind in {folder / CONFIG}:", config.get("kind"), KINDS)
+    one_of(f"model kind in {folder / CONFIG}:", config.get("kind"), tuple(KINDS))  # a tuple takes what has no hash
     module, config_class, model_class = KINDS[config["kind"]]
     module = importlib.import_module(module)
     try:
-        built = getattr(module, config_class)(**config["model"])
+        model = getattr(module, model_class)(getattr(module, config_class)(**config["model"]))
     except TypeError as error:
         kind = config["kind"]
         raise InputError(f"{folder / CONFIG} does not describe a model of kind {kind!r}: {error}") from error
-    model = getattr(module, model_class)(built)
     if is_sharded(folder):
         from minigated.sharded_files import load_shares
 

@@ -152,8 +152,9 @@ class LanguageModel(nn.Module, Checkpointing):
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats a token, in float32. logits [B, T, V], targets [B, T] -> scalar."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    """Mean cross-entropy in nats a token, in float32 or wider. logits [B, T, V], targets [B, T] -> scalar."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide).flatten(0, 1), targets.flatten())
 
 
 def lm_loss(model: nn.Module, batch: Tensor, chunk: int = 0, routings: list[Routing] | None = None) -> Tensor:

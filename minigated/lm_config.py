@@ -132,6 +132,8 @@ class LMConfig:
             extra = parameters(self.attention()) - parameters(self.attention("none"))
         if get_variant(self.variant).sandwich:
             extra += 2 * self.width
+        if not extra:
+            return replace(self, match_parameters=False)
         exact = self.ffn_width - extra / (3 * self.width)
         width = round(exact / self.ffn_multiple) * self.ffn_multiple
         if width < self.ffn_multiple:

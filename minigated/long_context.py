@@ -12,7 +12,7 @@ from minigated.data.text import TextBatches
 from minigated.device import autocast
 from minigated.errors import InputError
 from minigated.measure import measure, summary
-from minigated.rope import RotaryTable
+from minigated.rope import RotaryTable, scaled_frequencies
 
 
 def with_rope(
@@ -40,7 +40,10 @@ def with_rope(
     """
     config = model.config
     trained, base = trained or config.context, base or config.rope_base
+    scaled_frequencies(config.head_width, base, scaling, factor, trained)  # refuses what makes no sense
     context = context or int(config.context * factor)
+    if context < 1:
+        raise InputError(f"context {context}; accepted: at least 1")
     table = RotaryTable(context, config.head_width, base, scaling=scaling, factor=factor, trained=trained)
     other = copy.copy(model)
     other._modules = dict(model._modules)  # a shallow copy would put the table into the first model too
@@ -72,13 +75,15 @@ def loss_by_position(
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     total, rows = 0.0, 0
-    for batch in windows:
-        tokens = batch.to(device)
-        with autocast(device, precision):
-            logits = model(tokens[:, :-1])  # [B, T, V]
-        losses = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")  # [B, T]
-        total, rows = total + losses.double().sum(0), rows + len(tokens)
-    model.train(was_training)
+    try:
+        for batch in windows:
+            tokens = batch.to(device)
+            with autocast(device, precision):
+                logits = model(tokens[:, :-1])  # [B, T, V]
+            losses = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")  # [B, T]
+            total, rows = total + losses.double().sum(0), rows + len(tokens)
+    finally:
+        model.train(was_training)
     if not rows:
         raise InputError("no window was given, so there is no loss to measure")
     length = len(total)
@@ -103,7 +108,11 @@ def share_by_length(
     """
     rows = []
     for length in lengths:
-        text = TextBatches(tokens, context=length, batch=batch)
-        found = summary(measure(model, [w[:, :-1] for w in text.sequential(max(1, count // batch))], precision))
+        passes = -(-count // batch)
+        size = -(-count // passes)
+        text = TextBatches(tokens, context=length, batch=size)
+        sizes = [size] * (passes - 1) + [count - size * (passes - 1)]
+        windows = [w[:n, :-1] for w, n in zip(text.sequential(passes), sizes)]
+        found = summary(measure(model, windows, precision))
         rows.append({"length": length} | {name: found[name] for name in ("f_attn", "uniform", "m_act")})
     return rows

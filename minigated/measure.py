@@ -58,6 +58,9 @@ def effective_rank(matrix: Tensor) -> float:
 
 def value_output_rank(attention: nn.Module) -> list[float]:
     """Effective rank of each head's linear map W_V W_O, eq. (6); at most D. One number a query head."""
+    if not hasattr(attention.v_proj, "weight"):
+        kind = type(attention.v_proj).__name__
+        raise InputError(f"values come from a {kind}; accepted: one linear map for all tokens")
     shape = attention.shape
     group = shape.heads // shape.kv_heads
     w_v = attention.v_proj.weight.unflatten(0, (shape.kv_heads, shape.head_width))  # [K, D, C]
@@ -188,10 +191,12 @@ def measure(model: nn.Module, batches: Iterable[Tensor], precision: torch.dtype 
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     probe = Probe()
-    for tokens in batches:
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            model(tokens.to(device), probe=probe)
-    model.train(was_training)
+    try:
+        for tokens in batches:
+            with torch.autocast(device.type, precision, enabled=precision is not None):
+                model(tokens.to(device), probe=probe)
+    finally:
+        model.train(was_training)
     if not probe.heads:
         raise InputError("no batch was given, so there is nothing to measure")
     return probe.result()

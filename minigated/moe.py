@@ -160,13 +160,18 @@ def choose_form(form: str, x: Tensor, hidden: int, few: bool = False) -> Callabl
     torch has it for device, dtype and sizes, else batched. Batched reads one number back. Compiled without gradients it
     does not, at the price of boxes for all tokens; with gradients the graph breaks around it, and it runs as it stands.
     """
+    aligned = all(size * x.element_size() % 16 == 0 for size in (x.shape[-1], hidden))
+    if form == "grouped" and (not aligned or x.dtype == torch.float64):
+        raise InputError(
+            f"grouped experts of width {x.shape[-1]} and hidden width {hidden} in {x.dtype}; "
+            "accepted: multiples of 16 bytes, not float64"
+        )
     if form != "auto":
         return FORMS[form]
     if few and not torch.is_grad_enabled():
         return experts_gathered
     eager_cpu = not x.is_cuda and not torch.compiler.is_compiling()  # the only place that takes float32
     types = (torch.bfloat16, torch.float32) if eager_cpu else (torch.bfloat16,)
-    aligned = all(size * x.element_size() % 16 == 0 for size in (x.shape[-1], hidden))
     if hasattr(F, "grouped_mm") and x.dtype in types and aligned:
         return experts_grouped
     if not torch.compiler.is_compiling():

@@ -31,8 +31,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups in the order of `model.parameters()`: tensors that decay and tensors that do not.
 
     Matrices (linear maps, embeddings, convolution kernels: two or more dimensions) decay. Gains, biases and
-    per-head scalars do not: pulling them to zero would switch a feature off rather than keep a map small. A
-    tied matrix is one parameter and stands once. Frozen parameters are left out.
+    per-head scalars do not: pulling them to zero would switch a feature off rather than keep a map small. Two
+    variants have such tensors with an axis for heads and one for channels, a norm's gains per head and scores
+    that are constant; by their axes they decay, in the records too. A tied matrix is one parameter and stands
+    once. Frozen parameters are left out.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:

@@ -197,9 +197,11 @@ class RotaryTable(nn.Module):
         self.cos, self.sin = angles.cos() * size, angles.sin() * size  # [length, width/2]
 
     def _apply(self, function, recurse=True):
-        # model.to(torch.bfloat16) would round the angles of far positions to whole turns: make the table anew
+        # model.to(torch.bfloat16) would round the angles of far positions to whole turns, and to_empty leaves what was
+        # on meta without numbers: make the table anew
+        empty = self.cos.is_meta
         super()._apply(function, recurse)
-        if self.cos.dtype != torch.float32:
+        if self.cos.dtype != torch.float32 or (empty and not self.cos.is_meta):
             self._fill(self.cos.device)
         return self
 

@@ -94,7 +94,7 @@ class Variant:
         if self.gate is not None:
             gates[self.gate.position] = build_gate(self.gate, shape, shared_mean)
         if self.head_output == "rmsnorm":
-            gates["g1"] = HeadRMSNorm(shape.heads, shape.head_width, head_norm == "per_head")
+            gates["g1"] = HeadRMSNorm(shape.heads, shape.head_width, head_norm == "per_head", options.get("eps", 1e-6))
         elif self.head_output == "silu":
             gates["g1"] = HeadSiLU()
         names, experts, top_k = self.switch or ((), 0, 0)
@@ -256,7 +256,7 @@ def get_variant(name: str) -> Variant:
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of trainable scalars, tied ones counted once."""
+    """Number of scalars, frozen or not, tied ones counted once."""
     return sum(p.numel() for p in module.parameters())
 
 

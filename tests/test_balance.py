@@ -153,3 +153,8 @@ def test_statistics_of_a_collapsed_and_of_a_uniform_layer():
     assert collapsed["top"] == pytest.approx(1) and collapsed["entropy"] == pytest.approx(0, abs=1e-6)
     assert uniform["unused"] == 0 and uniform["fullest"] == pytest.approx(1) and uniform["entropy"] == pytest.approx(1)
     assert uniform["top"] == pytest.approx(1 / EXPERTS)
+
+
+def test_one_expert_has_no_entropy():
+    (found,) = expert_statistics([route(torch.zeros(5, 1), 1)])
+    assert found["entropy"] == 0.0

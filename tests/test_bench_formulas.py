@@ -79,12 +79,16 @@ def test_moe_layer(training):
 
 
 # ---------------------------------------------------------------------------------------------- models
-@pytest.mark.parametrize("changes", [{}, {"tied": True}, {"experts": 6, "top_k": 2}, {"variant": "g1_elementwise"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tied": True}, {"experts": 6, "top_k": 2}, {"variant": "g1_elementwise"}, {"variant": "q_heads_half_more"}],
+)
 def test_language_model(changes):
     config = replace(DENSE, **changes, expert_form="loop")
     model, tokens = build_lm(config), torch.randint(96, (2, 32))
     made = counted(lambda: model(tokens).sum().backward())
-    core = formulas.causal_attention(2, 32, 4, 12, training=True).flops
+    heads = model.blocks[0].attention.shape.heads
+    core = formulas.causal_attention(2, 32, heads, 12, training=True).flops
     total = parameters(model)
     norms = sum(p.numel() for p in model.parameters() if p.ndim == 1)  # counted with the rest, multiply nothing
     expected = formulas.lm_training(config, total - norms, 2, 32)
@@ -98,6 +102,10 @@ def test_decoding_reads_every_weight_once_but_the_embedding():
     past = sum(numbers(layer.k, layer.v) for layer in cache)
     weights = sum(p.numel() for name, p in model.named_parameters() if name != "embedding.weight")
     assert formulas.lm_decoding(DENSE, parameters(model), 20, item=2).bytes == 2 * (weights + past)
+    more = replace(DENSE, variant="kv_heads_doubled")
+    grown = formulas.lm_decoding(more, 0, 20, item=2).bytes - formulas.lm_decoding(more, 0, 0, item=2).bytes
+    cache = build_lm(more).bfloat16().new_cache(1, 20)
+    assert grown == 2 * sum(numbers(layer.k, layer.v) for layer in cache) == 2 * 2 * past
     tied = replace(DENSE, tied=True)
     assert formulas.lm_matrix_parameters(tied, parameters(build_lm(tied))) == parameters(build_lm(tied))
 

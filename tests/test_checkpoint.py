@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pickle
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from minigated import checkpoint
 from minigated.checkpoint import list_checkpoints, load_model, save_checkpoint
 from minigated.errors import InputError
 from minigated.lm import build_lm
+from minigated.lm_config import SIZES
 from minigated.weights import fitting_weights, save_weights
 
 
@@ -207,6 +208,13 @@ def test_absent_and_unknown_models_are_refused(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "kind": "lm", "model": {"wide": 3}}))
     with pytest.raises(InputError, match="config.json does not describe a model of kind 'lm'.*wide"):
+        load_model(tmp_path)
+    (folder / "config.json").write_text(json.dumps({**config, "kind": ["lm"]}))
+    with pytest.raises(InputError, match=r"model kind .* \['lm'\]; accepted: lm"):
+        load_model(tmp_path)
+    broken = json.loads(json.dumps({**asdict(SIZES["lm_nano"]), "layers": 1.0}))
+    (folder / "config.json").write_text(json.dumps({**config, "kind": "lm", "model": broken}))
+    with pytest.raises(InputError, match="config.json does not describe a model of kind 'lm'"):
         load_model(tmp_path)
 
 

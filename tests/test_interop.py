@@ -259,6 +259,37 @@ def test_variants_the_release_cannot_hold_are_not_exported():
         to_qwen_gated(build_lm("lm_nano", variant="g2_elementwise"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_scaling": "yarn", "rope_factor": 4.0, "trained_context": 64}, "rope_scaling.*'yarn'; accepted: none"),
+        ({"qk_order": ("rope", "norm", "gate")}, "accepted: norm before rope"),
+        ({"experts": 4, "top_k": 2}, "experts for the released layout 4; accepted: 0"),
+    ],
+)
+def test_what_the_release_has_no_words_for_is_not_exported(changes, said):
+    """It would come back as another model."""
+    with pytest.raises(InputError, match=said):
+        to_qwen_gated(build_lm("lm_nano", layers=1, **changes))
+
+
+def test_the_shift_of_norms_is_made_in_the_wide_dtype():
+    state, config = released(GROUPED, "elementwise")
+    config = config | {"partial_rotary_factor": 1.0}
+    narrow = {name: tensor.bfloat16() for name, tensor in state.items()}
+    model = from_qwen3_next(narrow, config, torch.float32)
+    assert torch.equal(model.norm.weight, 1 + narrow["model.norm.weight"].float())
+    wide = {name: tensor.double() + 1e-12 for name, tensor in state.items()}
+    model = from_qwen3_next(wide, config)
+    assert torch.equal(model.norm.weight, 1 + wide["model.norm.weight"])
+
+
+def test_positions_are_where_the_weights_are():
+    state, config = released(GROUPED, None)
+    model = from_qwen_gated({name: tensor.to("meta") for name, tensor in state.items()}, config)
+    assert model.rotary.cos.device == model.embedding.weight.device == torch.device("meta")
+
+
 # ------------------------------------------------------------------------------------ folders
 def write_folder(folder: Path, state: dict, config: dict, form: str) -> Path:
     """Writes config.json and the weights as safetensors or pickle, whole or in two shards with an index."""

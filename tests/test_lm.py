@@ -2,11 +2,12 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
+from minigated.attention import Attention, AttentionShape
 from minigated.errors import InputError
 from minigated.lm import SIZES, LanguageModel, LMConfig, build_lm, lm_loss, model_rows, next_token_loss
 from minigated.rope import RotaryTable
@@ -307,3 +308,39 @@ def test_cache_of_another_batch_is_refused():
 def test_variant_that_does_not_fit_the_heads_is_named():
     with pytest.raises(InputError, match="kv_heads_doubled.*12 query and 4 key/value heads"):
         build_lm("lm_medium", variant="kv_heads_doubled")
+
+
+def test_a_model_brought_down_from_meta_has_its_positions():
+    one, other = build_lm("lm_nano", layers=1), build_lm("lm_nano", "meta", layers=1).to_empty(device="cpu")
+    other.load_state_dict(one.state_dict())
+    tokens = torch.randint(256, (1, 9))
+    assert torch.equal(one(tokens), other(tokens))
+
+
+def test_matching_changes_nothing_where_a_variant_adds_nothing():
+    config = replace(TINY, ffn_width=36, ffn_multiple=16, match_parameters=True)
+    assert config.matched() == replace(config, match_parameters=False)
+
+
+def test_every_norm_has_the_models_epsilon():
+    model = build_lm("lm_nano", layers=1, variant="g1_rmsnorm", norm_eps=1e-3)
+    assert {module.eps for module in model.modules() if type(module).__name__ == "RMSNorm"} == {1e-3}
+
+
+def test_the_loss_is_as_wide_as_a_wide_model():
+    model, batch = build_lm("lm_nano", layers=1).double(), torch.randint(256, (2, 9))
+    assert lm_loss(model, batch).dtype == torch.float64
+    torch.testing.assert_close(lm_loss(model, batch), lm_loss(model, batch, chunk=4), rtol=1e-12, atol=0)
+
+
+def test_a_cache_made_in_inference_mode_serves_outside():
+    model, tokens = build_lm("lm_nano", layers=1), torch.randint(256, (1, 4))
+    with torch.inference_mode():
+        cache = model.new_cache(1, 8)
+    with torch.no_grad():
+        assert torch.equal(model(tokens, cache=cache), model(tokens))
+
+
+def test_a_misspelt_position_of_a_gate_is_refused():
+    with pytest.raises(InputError, match="position of a gate 'G1'; accepted: g1, g2"):
+        Attention(AttentionShape(8, 2, 2, 4), gates={"G1": torch.nn.Identity()})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from minigated import long_context
 from minigated.data import TextBatches, load_text
 from minigated.errors import InputError
 from minigated.lm import build_lm, lm_loss
@@ -133,3 +134,27 @@ def test_nothing_to_measure_is_said(model):
 def test_a_text_beyond_the_table_is_refused(model):
     with pytest.raises(InputError, match="128 positions are longer than the rotary table of 64"):
         share_by_length(with_rope(model, "yarn", 2.0), TEXT, (128,))
+
+
+def test_a_model_whose_loss_could_not_be_measured_keeps_its_mode(model):
+    model.train()
+    with pytest.raises(InputError):
+        loss_by_position(model, [tokens(70)], [0, 1])
+    assert model.training
+
+
+@pytest.mark.parametrize(("count", "batch"), [(8, 3), (2, 4), (5, 4), (4, 4), (1, 1)])
+def test_as_many_sequences_as_asked_are_measured(model, monkeypatch, count, batch):
+    seen = []
+    real = long_context.measure
+    monkeypatch.setattr(long_context, "measure", lambda m, w, p: seen.extend(map(len, w)) or real(m, w, p))
+    share_by_length(model, TEXT, (8,), count=count, batch=batch)
+    assert sum(seen) == count and max(seen) <= batch and min(seen) > 0
+
+
+@pytest.mark.parametrize("factor", [float("inf"), float("nan"), 0.5])
+def test_a_factor_without_sense_is_refused(model, factor):
+    with pytest.raises(InputError, match="rope factor"):
+        with_rope(model, "yarn", factor)
+    with pytest.raises(InputError, match="context -4"):
+        with_rope(model, "yarn", 2.0, context=-4)

@@ -149,3 +149,16 @@ def test_nonsparse_scores_stay_in_their_range_in_the_probe():
         model(torch.randint(0, 256, (2, 20)), probe=probe)
     histogram = probe.result()["gate"]["histogram"][0]
     assert sum(histogram[:10]) == 0 and sum(histogram[10:]) == pytest.approx(1.0)
+
+
+def test_a_model_that_could_not_be_measured_keeps_its_mode():
+    model = build_lm("lm_nano", layers=1, context=8).train()
+    with pytest.raises(InputError):
+        measure(model, [torch.randint(256, (1, 9))])
+    assert model.training
+
+
+def test_switched_values_have_no_single_map():
+    model = build_lm("lm_nano", layers=1, variant="switch_v_8top2")
+    with pytest.raises(InputError, match="values come from a SwitchProjection"):
+        value_output_rank(model.blocks[0].attention)

@@ -353,3 +353,8 @@ def test_a_layer_refuses_what_it_cannot_choose():
 def test_a_router_refuses_what_it_cannot_choose(top_k):
     with pytest.raises(InputError, match=f"^top_k must be from 1 to {E}, the number of experts, got {top_k}$"):
         route(weights()[3], top_k)
+
+
+def test_a_grouped_form_that_cannot_run_is_refused():
+    with pytest.raises(InputError, match="width 10 and hidden width 6 in torch.float32; accepted: multiples of 16"):
+        MoE(10, 6, 4, 2, form="grouped")(torch.randn(1, 3, 10))

@@ -9,6 +9,7 @@ import math
 
 from minigated.cost import Cost, attention_cost, kv_cache_bytes
 from minigated.lm_config import LMConfig
+from minigated.variants import get_variant
 from minigated.vit import ViTConfig
 
 TRAINING = 3  # forward, gradient of the input, gradient of the weight
@@ -77,15 +78,17 @@ def lm_matrix_parameters(config: LMConfig, total: int) -> int:
 
 def lm_training(config: LMConfig, total: int, batch: int, tokens: int) -> float:
     """Operations of a training step: 6 a parameter a token, plus causal attention over half of the square."""
-    core = causal_attention(batch, tokens, config.heads, config.head_width, training=True).flops
+    heads = get_variant(config.variant).shape(config.shape).heads
+    core = causal_attention(batch, tokens, heads, config.head_width, training=True).flops
     return 6 * lm_matrix_parameters(config, total) * batch * tokens + config.layers * core
 
 
 def lm_decoding(config: LMConfig, total: int, past: float, item: int = 2) -> Cost:
     """One new token of one sequence: every active weight read once, and the keys and values of `past` tokens."""
     weights = lm_matrix_parameters(config, total)
-    core = 4 * past * config.heads * config.head_width * config.layers
-    cache = kv_cache_bytes(1, 1, config.layers, config.kv_heads, config.head_width, item) * past
+    shape = get_variant(config.variant).shape(config.shape)
+    core = 4 * past * shape.heads * shape.head_width * config.layers
+    cache = kv_cache_bytes(1, 1, config.layers, shape.kv_heads, shape.head_width, item) * past
     return Cost(2 * weights + core, weights * item + cache)
 
 

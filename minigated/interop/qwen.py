@@ -98,9 +98,18 @@ def from_qwen3_next(state: Mapping[str, Tensor], config: Mapping, dtype=None) ->
 
 
 def to_qwen_gated(model: LanguageModel) -> tuple[dict[str, Tensor], dict]:
-    """The inverse of `from_qwen_gated`: state dict in the released layout, and its config.json as a dict."""
+    """The inverse of `from_qwen_gated`: state dict in the released layout, and its config.json as a dict.
+
+    Raises:
+        InputError: a model that the layout has no words for: another variant, experts, scaled rotary frequencies, or
+            queries and keys that are rotated before they are normalised.
+    """
     config = model.config
     one_of("variant for the released layout", config.variant, QWEN_GATED.variants)
+    one_of("experts for the released layout", config.experts, (0,))
+    one_of("rope_scaling for the released layout", config.rope_scaling, ("none",))
+    if config.qk_norm and config.qk_order.index("rope") < config.qk_order.index("norm"):
+        raise InputError(f"qk_order {config.qk_order} for the released layout; accepted: norm before rope")
     ours = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     state = {theirs: ours[name] for theirs, name in _names(config).items()}
     for layer in range(config.layers if config.variant != "none" else 0):
@@ -145,8 +154,8 @@ def _convert(state: Mapping[str, Tensor], source: Mapping, dialect: Dialect, dty
             block = ours.removesuffix("attention.q_proj.weight")
             weights[block + OUR_GATE] = gate.to(dtype or gate.dtype, copy=True)
         elif "norm" in ours and dialect.norm_shift:
-            tensor = (tensor.float() + dialect.norm_shift).to(tensor.dtype)
-        weights[ours] = tensor.to(dtype or tensor.dtype, copy=True)
+            tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) + dialect.norm_shift
+        weights[ours] = tensor.to(dtype or state[theirs].dtype, copy=True)
     return _assemble(config, weights)
 
 
@@ -162,7 +171,8 @@ def _assemble(config: LMConfig, weights: dict[str, Tensor]) -> LanguageModel:
         if found != asked:
             raise InputError(f"the weight for {name} has shape {found}; the config asks for {asked}")
     model.load_state_dict(weights, assign=True)
-    model.rotary = RotaryTable(config.context, config.head_width, config.rope_base)  # no longer meta
+    table = RotaryTable(config.context, config.head_width, config.rope_base)
+    model.rotary = table.to(model.embedding.weight.device)  # no longer meta
     if config.tied:
         model.head.weight = model.embedding.weight
     return model
