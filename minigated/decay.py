@@ -28,10 +28,14 @@ def rmt_log_decay(heads: int, initial: float = 2.0, span: float = 4.0, dtype: to
     Raises:
         InputError: no heads, or a rate that would not lie between 0 and 1.
     """
+    ask = "accepted: heads >= 1, initial > 0, span >= 0"
     if heads < 1 or initial <= 0 or span < 0:
-        raise InputError(f"heads {heads}, initial {initial}, span {span}; accepted: heads >= 1, initial > 0, span >= 0")
+        raise InputError(f"heads {heads}, initial {initial}, span {span}; {ask}")
     h = torch.arange(heads, dtype=torch.float64)
-    return torch.log1p(-torch.exp2(-initial - span * h / heads)).to(dtype)
+    rates = torch.log1p(-torch.exp2(-initial - span * h / heads)).to(dtype)
+    if not (rates.isfinite() & (rates < 0)).all():  # not a number, or so slow that it rounds to none
+        raise InputError(f"initial {initial}, span {span} give {rates.tolist()} as log rates; {ask}, both moderate")
+    return rates
 
 
 def retnet_log_decay(heads: int, form: str = "exponents") -> Tensor:

@@ -63,8 +63,8 @@ def check_map(x: Tensor, channels: int) -> None:
 class DepthwiseConv(nn.Module):
     """One k x k filter a channel, zero padding, with bias. [B, h, w, C] -> [B, h, w, C].
 
-    The map is channel-last in memory and `permute` only renames its axes, so torch's channels-last kernels work on it
-    without a copy.
+    Where the map is channel-last in memory too, `permute` only renames its axes, and torch's channels-last kernels
+    work on it without a copy.
     """
 
     def __init__(self, channels: int, kernel: int = 3):

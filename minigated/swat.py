@@ -88,7 +88,8 @@ def swat_pass(
         weigh: applied to the weights, whose last axis runs over the keys.
 
     Returns:
-        [B, h, w, H, D] in the dtype of v; scores and weights are float32 at least.
+        [B, h, w, H, D] in the dtype of v. What follows the scores is in float32 at least; the scores themselves are
+        too in the pointwise form, and a product in the dtype of q in the other.
     """
     one_of("form", form, FORMS)
     if axis not in (1, 2):

@@ -32,7 +32,6 @@ class SwinTables(SizedTables):
         size: (height, width) to build at once.
     """
 
-    kind = SwinMasks
 
     def __init__(self, window: int | None, shifted: bool = False, size: tuple[int, int] | None = None):
         self.window, self.shifted = window, shifted

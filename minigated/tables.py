@@ -1,4 +1,4 @@
-"""Buffers that depend on the size of a feature map: masks and rotation tables, built once a size, never trained."""
+"""What depends on the size of a feature map: masks and rotation tables, built once a size, never trained."""
 
 from typing import NamedTuple
 
@@ -9,25 +9,24 @@ from torch import nn
 class SizedTables(nn.Module):
     """Makes the tables of a map's size when they are first asked for, and keeps them until another size comes.
 
-    A subclass sets `kind`, a NamedTuple, and writes `build`. Tensors of the tuple become buffers that no state dict
-    holds. They are float32, also in a model of half precision (rounded to bf16, the decay of distant cells would
-    change), and float64 in a float64 model.
+    A subclass writes `build`, which returns a NamedTuple. Its tensors are no buffers: what copies a model's buffers,
+    an average of weights say, would put tables of another size there. They are float32, also in a model of half
+    precision (rounded to bf16, the decay of distant cells would change), and float64 in a float64 model.
 
     Args:
         size: (height, width) to build at once, so that a compiled model finds its tables ready.
     """
 
-    kind: type
-
     def __init__(self, size: tuple[int, int] | None = None):
         super().__init__()
         self.register_buffer("anchor", torch.empty(0), persistent=False)  # knows the model's device and dtype
         self.size: tuple[int, int] | None = None
+        self.kept: NamedTuple | None = None
         if size is not None and self.anchor.device.type != "meta":
             self._keep(*size)
 
     def build(self, height: int, width: int, device: torch.device, dtype: torch.dtype) -> NamedTuple:
-        """The tables of a height x width map as a `kind`."""
+        """The tables of a height x width map."""
         raise AssertionError(f"{type(self).__name__} has no build")
 
     def forward(self, height: int, width: int) -> NamedTuple:
@@ -36,7 +35,7 @@ class SizedTables(nn.Module):
             if torch.compiler.is_compiling():  # a graph cannot keep them: they become a part of it
                 return self._made(height, width)
             self._keep(height, width)
-        return self.kind(*(getattr(self, f"table_{name}") for name in self.kind._fields))
+        return self.kept
 
     def _made(self, height: int, width: int) -> NamedTuple:
         dtype = torch.promote_types(self.anchor.dtype, torch.float32)
@@ -44,15 +43,7 @@ class SizedTables(nn.Module):
 
     @torch.inference_mode(False)  # what is kept must serve training too, whoever asks for it first
     def _keep(self, height: int, width: int) -> None:
-        for name, value in self._made(height, width)._asdict().items():
-            name = f"table_{name}"
-            if hasattr(self, name):
-                delattr(self, name)
-            if isinstance(value, torch.Tensor):
-                self.register_buffer(name, value, persistent=False)
-            else:
-                setattr(self, name, value)
-        self.size = (height, width)
+        self.kept, self.size = self._made(height, width), (height, width)
 
     def _apply(self, function, recurse=True):
         before = self.anchor.device, self.anchor.dtype

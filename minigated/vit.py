@@ -206,7 +206,10 @@ class VisionTransformer(nn.Module, Checkpointing):
         return maps
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """The map of each stage, [B, C, h, w] each (channels-last in memory), for detection or segmentation heads."""
+        """The map of each stage, [B, C, h, w] each, for detection or segmentation heads.
+
+        In memory they are ordered as the images were; `memory_format=torch.channels_last` images spare copies.
+        """
         return [channels_first(x) for x in self._maps(images)]
 
     def forward_features(self, images: Tensor, probe=None) -> Tensor:

@@ -366,3 +366,24 @@ def test_a_backbone_on_meta_runs_without_numbers(name):
     """Shapes, operations and memory of any size can be counted without a machine that holds it."""
     model = build_vit(name, "meta", image_size=64)
     assert model(torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, 10)
+
+
+@pytest.mark.parametrize("mixers", ["swin", "gated_swinrmt_retention", "gated_swinrmt_swat"])
+def test_tables_of_another_size_are_not_carried_over(mixers):
+    """Averaged weights and functional calls copy buffers; tables went with them and kept the other size's name."""
+    net = build_vit(
+        "swin_nano", mixers=mixers, skeleton="swin", widths=(16, 32), depths=(2, 2), heads=(2, 4), ffn_ratios=2.0,
+        decay_spans=4.0, layer_scale=False, window=3, stem_stride=2, image_size=(20, 28),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.3)
+    narrow, wide = torch.randn(2, 3, 20, 26), torch.randn(2, 3, 20, 28)
+    expected = [net(images) for images in (narrow, wide)]
+    state = dict(net.named_parameters()) | dict(net.named_buffers())
+    torch.func.functional_call(net, state, (narrow,))
+    assert_close([net(images) for images in (narrow, wide)], expected)
+    average = torch.optim.swa_utils.AveragedModel(net).eval()
+    net(narrow)
+    average.update_parameters(net)
+    assert_close([average(images) for images in (wide, narrow)], expected[::-1])
