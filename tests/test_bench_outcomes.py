@@ -56,7 +56,7 @@ def test_steps_of_language_models_are_judged_by_gate_and_products():
     assert outcome(made("lm", times, profile=profile)) == said
     times = {("decoding, 3 M", "minigated, static cache, fused"): 1.0}
     found = outcome(made("generate", times, against_weights=2.5))
-    assert found == "a token takes longer than the reading, 2.50 times at 3 M"
+    assert found == "a token's time over that of the reading: 2.50 at 3 M"
 
 
 @pytest.mark.parametrize("suite", OUTCOMES)

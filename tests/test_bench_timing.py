@@ -1,10 +1,12 @@
 """The timing core with a clock that stands still unless a step moves it, and rows that are wrong, absent or broken."""
 
 import time
+import types
 
 import pytest
 import torch
 
+from minigated.bench import ceilings
 from minigated.bench.ceilings import copy_bandwidth, matrix_rate
 from minigated.bench.rows import Absent, Case, Prepared, Row, difference, measure_case
 from minigated.bench.timing import (
@@ -183,3 +185,12 @@ def test_peak_memory_is_what_a_row_holds_and_what_a_call_adds():
     kept.append(torch.empty(2**20, device=device))  # 4 MiB
     memory.measure(lambda: torch.empty(2**21, device=device))  # 8 MiB more
     assert memory.held == 4 * 2**20 and memory.peak == 12 * 2**20 and other.numel()
+
+
+@pytest.mark.parametrize(("took", "calls"), [(1e-3, [3] * 10), (1.0, [1] * 5)])
+def test_a_slow_machine_gives_few_samples_of_its_limit(took, calls, monkeypatch):
+    """Ten samples of three calls at a GPU's size would take a processor minutes."""
+    asked = []
+    monkeypatch.setattr(ceilings, "warm_up", lambda step, timer: (took, took))
+    timer = types.SimpleNamespace(device=torch.device("cpu"), seconds=lambda step, n: asked.append(n) or 2.0)
+    assert ceilings.matrix_rate(timer, 4, torch.float32) == 2 * 4**3 / 2.0 and asked == calls

@@ -71,8 +71,8 @@ def lm(cases: Cases) -> str:
 def generate(cases: Cases) -> str:
     """A token's time over the reading of the weights."""
     found = {case: rows["minigated, static cache, fused"]["against_weights"] for case, rows in cases.items()}
-    said = (f"{value:.2f} times at {case.removeprefix('decoding, ')}" for case, value in found.items())
-    return f"a token takes longer than the reading, {', '.join(said)}"
+    said = (f"{value:.2f} at {case.removeprefix('decoding, ')}" for case, value in found.items())
+    return f"a token's time over that of the reading: {', '.join(said)}"
 
 
 OUTCOMES: dict[str, Callable[[Cases], str]] = {
