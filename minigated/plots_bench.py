@@ -202,7 +202,7 @@ def profile_figure(record: dict, case: str):
     figure.tight_layout(rect=(0, 0.22 * ((len(kinds) + 1) // 2) / figure.get_figheight() + 0.02, 1, 1))
     told = [
         f"{extra['contender']}, {_short(extra['median_ms'])} ms: "
-        + ", ".join(f"{kind} {part[kind]:.0%}" for kind in kinds if part.get(kind, 0) >= 0.05)
+        + ", ".join(f"{kind} {part[kind]:.0%}" for kind in kinds if part.get(kind, 0) >= 0.1)
         for extra, part in zip(seen, parts)
     ]
-    return figure, f"Bars of what the GPU does. {'; '.join(told)}."
+    return figure, f"Bars of what the GPU does, a tenth or more of a call. {'; '.join(told)}."

@@ -1,6 +1,7 @@
 """What a GPU does during a call: kinds of kernels, time that none fills, and the targets that the records answer."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,15 +127,17 @@ def test_the_table_has_every_target_or_says_that_it_is_open(monkeypatch):
     assert targets_table({}) == said
     fast = Target("fast", "x", "c", "ours", 1.0, key="per_second")
     slow = Target("slow", "x", "c", "ours", 9.0, key="per_second", least=False)
-    monkeypatch.setattr("minigated.bench.targets.TARGETS", [fast, slow, Target("gone", "x", "c", "else", 9.0, key="k")])
+    gone = Target("gone", "x", "c", "else", 9.0, key="k")
+    monkeypatch.setattr("minigated.bench.targets.TARGETS", [fast, slow, replace(slow, what="same"), gone])
     found = record(row("ours", 10.0, profile=PROFILE))
     lines = targets_table({"x": found}).replace("\N{NO-BREAK SPACE}", " ").splitlines()
-    assert lines[2:4] == [
+    assert lines[2:5] == [
         "| fast | ≥ 1.00 | 10.00 | reached |",
         "| slow | ≤ 9.00 | 10.00 | missed; ours: waiting 50%, matrix products 30%, copies and casts 20% |",
+        "| same | ≤ 9.00 | 10.00 | missed; as above |",
     ]
     assert lines[-1] == "Not measured on a GPU yet: 1 targets, suites x."
-    assert tally(found) == "1 of 2 targets reached" and tally(found | {"id": "ch09_bench_x_cpu"}) == ""
+    assert tally(found) == "1 of 3 targets reached" and tally(found | {"id": "ch09_bench_x_cpu"}) == ""
 
 
 def test_every_target_asks_for_rows_that_a_suite_has():

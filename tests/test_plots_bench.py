@@ -100,7 +100,8 @@ def test_a_profile_is_cut_by_kind_and_names_the_median(record):
     assert [text.get_text() for text in axis.texts] == ["slow", " 8 ms", "fast", " 4 ms"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["compiled", "copies and casts", "waiting"]
     assert alt == (
-        "Bars of what the GPU does. slow, 8 ms: compiled 12%, copies and casts 12%, waiting 75%; "
+        "Bars of what the GPU does, a tenth or more of a call. "
+        "slow, 8 ms: compiled 12%, copies and casts 12%, waiting 75%; "
         "fast, 4 ms: compiled 25%, copies and casts 25%, waiting 50%."
     )
 

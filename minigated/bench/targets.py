@@ -156,7 +156,7 @@ def tally(record: dict) -> str:
 
 def targets_table(records: Records) -> str:
     """The targets as a Markdown table: aim, measured, reached or what a call is; below it how many are open."""
-    lines, left = ["| target | aim | measured | |", "|---|---:|---:|---|"], []
+    lines, left, last = ["| target | aim | measured | |", "|---|---:|---:|---|"], [], ""
     for target in TARGETS:
         found = reached(target, records)
         if found is None:
@@ -164,7 +164,8 @@ def targets_table(records: Records) -> str:
             continue
         aim = ("≥\N{NO-BREAK SPACE}" if target.least else "≤\N{NO-BREAK SPACE}") + target.shown.format(target.aim)
         why = "" if found[1] else where(target, records)
-        said = "reached" if found[1] else f"missed; {why}" if why else "missed"
+        said = "reached" if found[1] else f"missed; {'as above' if why == last else why}" if why else "missed"
+        last = why
         lines.append(f"| {target.what} | {aim} | {target.shown.format(found[0])} | {said} |")
     table = ["\n".join(lines)] if len(lines) > 2 else []
     open_ = [f"Not measured on a GPU yet: {len(left)} targets, suites {', '.join(dict.fromkeys(left))}."]
