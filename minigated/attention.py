@@ -41,14 +41,18 @@ def attention_loops(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Ten
     return output
 
 
+def _check_causal(queries: int, keys: int) -> None:
+    if queries > keys:
+        raise InputError(f"causal attention needs at least as many keys as queries, got {queries} queries, {keys} keys")
+
+
 def causal_mask(queries: int, keys: int, device=None) -> Tensor:
     """True where a query may look. The last query is aligned with the last key. Bool [queries, keys].
 
     Raises:
         InputError: more queries than keys, so that the first ones would have nothing to look at.
     """
-    if queries > keys:
-        raise InputError(f"causal attention needs at least as many keys as queries, got {queries} queries, {keys} keys")
+    _check_causal(queries, keys)
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
@@ -95,8 +99,13 @@ def attention_blocks(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, block
 
     Returns:
         [..., T, D].
+
+    Raises:
+        InputError: causal with more queries than keys.
     """
     queries, keys = q.shape[-2], k.shape[-2]
+    if causal:
+        _check_causal(queries, keys)
     rows = torch.arange(queries, device=q.device)[:, None] + (keys - queries)  # [T, 1] position of each query
     maximum = q.new_full((*q.shape[:-1], 1), float("-inf"))  # [..., T, 1]
     total, output = torch.zeros_like(maximum), torch.zeros_like(q[..., :1] * v[..., :1, :])  # [..., T, 1|D]
@@ -194,6 +203,12 @@ class KVCache:
         return attention_sdpa(q, k, v)
 
 
+def check_qk_order(qk_order: tuple[str, ...]) -> None:
+    """Refuses anything but an order of "gate", "norm" and "rope"."""
+    if sorted(map(str, qk_order)) != ["gate", "norm", "rope"]:
+        raise InputError(f"qk_order must hold gate, norm and rope once each, got {qk_order!r}")
+
+
 class Attention(nn.Module):
     """Causal multi-head attention with grouped key/value heads, rotary positions and optional QK-norm.
 
@@ -220,8 +235,7 @@ class Attention(nn.Module):
         eps: float = 1e-6,
     ):
         super().__init__()
-        if sorted(qk_order) != ["gate", "norm", "rope"]:
-            raise InputError(f"qk_order must hold gate, norm and rope once each, got {qk_order!r}")
+        check_qk_order(qk_order)
         for position in gates or {}:
             one_of("position of a gate", position, ("g1", "g2", "g3", "g4", "g5"))
         width, inner, kv_inner = shape.width, shape.heads * shape.head_width, shape.kv_heads * shape.head_width

@@ -15,7 +15,7 @@ from minigated.distributed import require_agreement, setup_distributed
 from minigated.errors import InputError
 from minigated.lm import SIZES, LanguageModel, TrainingLoss, build_lm, lm_loss
 from minigated.measure import measure, summary
-from minigated.recipe import TrainConfig
+from minigated.recipe import TrainConfig, check_seed
 from minigated.run_tokenizer import choose_tokenizer, read_tokenizer, refuse_other_vocabulary
 from minigated.train import Trainer
 from minigated.variants import parameters
@@ -47,6 +47,7 @@ def train_command(args) -> int:
     """Trains a model by name; checkpoints and resumes when --out is given."""
     given = {name: value for name, value in vars(args).items() if name not in ("function", "device")}
     require_agreement(given, setup_distributed(args.device))  # a Trainer sees neither batch nor text
+    check_seed(args.seed)
     if args.model in VISION_SIZES:
         return _train_vision(args)
     if args.model not in SIZES:

@@ -38,6 +38,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"multiply": torch.mul, "add": torch.add}
 GRANULARITIES = ("elementwise", "headwise", "shared", "constant")
 POSITIONS = ("g1", "g2", "g3", "g4", "g5")
+SHARED_MEANS = ("score", "logit")
 
 
 # ---------------------------------------------------------------------------------------------- scores
@@ -71,7 +72,7 @@ class SharedScores(Scores):
 
     def __init__(self, width, sizes, activation, mean_of: str = "score"):
         super().__init__(width, sizes, activation)
-        one_of("shared_mean", mean_of, ("score", "logit"))
+        one_of("shared_mean", mean_of, SHARED_MEANS)
         self.mean_of = mean_of
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,7 +98,8 @@ class Gate(nn.Module):
     """Y' = Y * scores, or Y + scores: eq. (5) and its additive form.
 
     Called by `Attention` as gate(y, x, probe) with y of shape [B, T, heads, D] (or [B, T, C] at G5) and x the
-    normalised block input [B, T, C]. The probe is told the scores under ("gate_score", (position, scores)).
+    normalised block input [B, T, C]. The probe is told ("gate_form", (position, form)), then the scores under
+    ("gate_score", (position, scores)).
     """
 
     def __init__(self, position: str, scores: nn.Module, form: str = "multiply"):
@@ -108,6 +110,7 @@ class Gate(nn.Module):
     def forward(self, y: Tensor, x: Tensor, probe=None) -> Tensor:
         scores = self.scores(x)
         if probe is not None:
+            probe("gate_form", (self.position, self.form))
             probe("gate_score", (self.position, scores.expand_as(y[..., : scores.shape[-1]])))
         return COMBINE[self.form](y, scores).to(y.dtype)
 

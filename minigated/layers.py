@@ -8,6 +8,17 @@ from minigated import kernels
 from minigated.errors import InputError
 
 
+def follow_weights(model: nn.Module, _) -> None:
+    """After `load_state_dict(..., assign=True)` into a model on meta: what is never saved goes to the weights' device.
+
+    A post-hook of loading. The parts that keep such tensors write their numbers anew when they are moved.
+    """
+    device = next(model.parameters()).device
+    for part in model.modules():
+        if device.type != "meta" and any(b.is_meta for b in part.buffers(recurse=False)) and not part.state_dict():
+            part.to_empty(device=device, recurse=False)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last dimension (arXiv 1910.07467): x / rms(x) * weight.
 

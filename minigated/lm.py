@@ -15,7 +15,7 @@ from minigated.attention import KVCache
 from minigated.balance import RunningCounts, assignment_counts, balance_loss, over_processes, z_loss
 from minigated.chunked_loss import chunked_cross_entropy
 from minigated.errors import InputError, one_of
-from minigated.layers import Clip, RMSNorm
+from minigated.layers import Clip, RMSNorm, follow_weights
 from minigated.lm_config import SIZES, LMConfig
 from minigated.moe import Experts, MoE, Routing
 from minigated.recompute import Checkpointing, recomputed
@@ -92,6 +92,7 @@ class LanguageModel(nn.Module, Checkpointing):
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.apply(self._initialize)
+        self.register_load_state_dict_post_hook(follow_weights)
         if config.tied:
             self.head.weight = self.embedding.weight
 

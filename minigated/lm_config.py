@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from minigated.attention import Attention, AttentionShape
+from minigated.attention import Attention, AttentionShape, check_qk_order
 from minigated.errors import InputError, one_of
+from minigated.gates import SHARED_MEANS
 from minigated.layers import SwiGLU
 from minigated.moe import FORMS, MoE
+from minigated.rope import check_scaling
 from minigated.variants import get_variant, parameters
 
 
@@ -70,7 +72,10 @@ class LMConfig:
         for name in ("layers", "ffn_width", "vocabulary", "context", "ffn_multiple"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_qk_order(self.qk_order)
+        one_of("shared_mean", self.shared_mean, SHARED_MEANS)
         one_of("head_norm", self.head_norm, ("shared", "per_head"))
+        check_scaling(self.rope_scaling, self.rope_factor, self.trained_context)
         one_of("balance_scope", self.balance_scope, ("global", "batch"))
         one_of("form of the experts", self.expert_form, ("auto", *FORMS))
         get_variant(self.variant).shape(self.shape)  # refuses impossible head counts before anything is built

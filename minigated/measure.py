@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from minigated.attention import attention_weights, causal_mask, repeat_kv
 from minigated.errors import InputError
+from minigated.gates import COMBINE
 
 TAPS = ("attention_output", "attention_residual", "ffn_output", "ffn_residual")
 THRESHOLDS = (1e-2, 1e-3)
@@ -95,6 +96,7 @@ class Probe:
         self.histogram: dict[int, Tensor] = {}
         self.calls: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         self.tokens = 0
+        self._forms: dict[int, str] = {}
         self._scores: dict[int, Tensor] = {}
         self._before: dict[int, Tensor] = {}
 
@@ -104,6 +106,8 @@ class Probe:
             self._activation(layer, name, value.float().abs())
         elif name == "qk":
             self._sink(layer, *value)
+        elif name == "gate_form" and value[0] == "g1":
+            self._forms[layer] = value[1]
         elif name == "gate_score":
             self._gate(layer, *value)
         elif name == "sdpa":
@@ -138,7 +142,8 @@ class Probe:
         self._add(layer, "abs_before", before.abs().mean())
         self._add(layer, "abs_after", after.abs().mean())
         scores = self._scores.pop(layer, None)
-        average = before if scores is None else before * scores.mean()
+        combine = COMBINE[self._forms.pop(layer, "multiply")]
+        average = before if scores is None else combine(before, scores.mean())
         for threshold in THRESHOLDS:
             for name, y in (("before", before), ("after", after), ("after_average", average)):
                 self._add(layer, f"sparsity_{name}_{threshold:g}", (y.abs() < threshold).float().mean())
@@ -186,7 +191,8 @@ def measure(model: nn.Module, batches: Iterable[Tensor], precision: torch.dtype 
     Returns:
         tokens, first_token_share (query 0 left out) and first_token_share_with_query_0, first_token_share_by_head,
         uniform_share, max_activation and mean_sequence_max per tap, mean_abs and sparsity of the attention output
-        before and after what sits at G1, and gate (None without one): mean, std, first_token, histogram over [0, 1].
+        before and after what sits at G1 (sparsity also after its average gate), and gate (None without one): mean, std,
+        first_token, histogram over [0, 1].
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()

@@ -17,7 +17,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of update number `step` (from 0): linear warm-up, then half a cosine down to the final rate.
 
     Update `warmup - 1` and update `warmup` both take the peak; the last update takes exactly `final_ratio *
-    rate` unless the warm-up fills the whole run.
+    rate`, but the peak if the warm-up leaves one update or none (`warmup >= steps - 1`).
     """
     if step < config.warmup:
         return config.rate * (step + 1) / config.warmup

@@ -33,7 +33,7 @@ class TrainConfig:
         warmup: steps of linear warm-up, at most `steps`.
         final_ratio: last rate over peak rate.
         clip: largest global gradient norm; 0 switches clipping off.
-        seed: seeds PyTorch's generators (dropout); data order belongs to `batch_at`.
+        seed: seeds PyTorch's generators (dropout), from 0 to 2**63 - 1; data order belongs to `batch_at`.
         device: "auto" (CUDA if there is one, else CPU), "cpu", "cuda" or "cuda:N".
         precision: "auto" (bf16 on CUDA, float32 on CPU), "float32" or "bf16" (autocast, weights stay
             float32).
@@ -77,11 +77,12 @@ class TrainConfig:
     parallel: str = "ddp"
 
     def __post_init__(self):
-        least_values = {"steps": 1, "accumulate": 1, "warmup": 0, "seed": 0, "eval_every": 0, "save_every": 0}
+        least_values = {"steps": 1, "accumulate": 1, "warmup": 0, "eval_every": 0, "save_every": 0}
         for field, least in least_values.items():
             value = getattr(self, field)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             _require(whole, field, value, f"a whole number of at least {least}")
+        check_seed(self.seed)
         _require(_is_number(self.rate) and self.rate > 0, "rate", self.rate, "a number above 0")
         for field in ("weight_decay", "clip"):
             value = getattr(self, field)
@@ -102,6 +103,12 @@ class TrainConfig:
         # Paths and lists are accepted and kept as JSON-able plain values.
         object.__setattr__(self, "out", None if self.out is None else str(self.out))
         object.__setattr__(self, "betas", tuple(self.betas))
+
+
+def check_seed(seed: int) -> None:
+    """Refuses what PyTorch's generators cannot start from in every process (the rank is added)."""
+    whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 1 << 63
+    _require(whole, "seed", seed, "a whole number from 0 to 2**63 - 1")
 
 
 def _is_number(value: object) -> bool:

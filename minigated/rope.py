@@ -92,7 +92,7 @@ def scaled_frequencies(
     Raises:
         InputError: an unknown form, a factor that is below 1 or has no effect, or no trained length where needed.
     """
-    _check(scaling, factor, trained, ramp)
+    check_scaling(scaling, factor, trained, ramp)
     if scaling == "base":
         return rotary_frequencies(width, base_for_length(base, factor, width))
     frequencies = rotary_frequencies(width, base)
@@ -104,7 +104,8 @@ def scaled_frequencies(
     return frequencies
 
 
-def _check(scaling: str, factor: float, trained: int | None, ramp: str) -> None:
+def check_scaling(scaling: str, factor: float, trained: int | None, ramp: str = "turns") -> None:
+    """Refuses what `scaled_frequencies` refuses."""
     one_of("rope scaling", scaling, SCALINGS)
     one_of("yarn ramp", ramp, RAMPS)
     if not (1 <= factor < math.inf):

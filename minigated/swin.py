@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minigated.errors import InputError
+from minigated.layers import check_map
 from minigated.tables import SizedTables
 from minigated.windows import Axis, full_mask, merge, partition, plan_axis, roll_in, roll_out
 
@@ -93,6 +94,7 @@ class SwinAttention(nn.Module):
         Returns:
             [B, h, w, C].
         """
+        check_map(x, self.proj.in_features)
         rows, columns = tables.rows, tables.columns
         batch, cells = len(x), rows.window * columns.window
         windows = partition(roll_in(self.qkv(x), rows, columns), rows.window, columns.window)  # [B*n, Wh, Ww, 3C]

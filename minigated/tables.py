@@ -43,7 +43,8 @@ class SizedTables(nn.Module):
 
     @torch.inference_mode(False)  # what is kept must serve training too, whoever asks for it first
     def _keep(self, height: int, width: int) -> None:
-        self.kept, self.size = self._made(height, width), (height, width)
+        with torch._C._DisableFuncTorch():  # nor may it stay wrapped, if that is torch.func.grad
+            self.kept, self.size = self._made(height, width), (height, width)
 
     def _apply(self, function, recurse=True):
         before = self.anchor.device, self.anchor.dtype

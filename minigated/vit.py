@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from minigated.errors import InputError, one_of
-from minigated.layers import DepthwiseConv, DropPath, LayerScale
+from minigated.layers import DepthwiseConv, DropPath, LayerScale, follow_weights
 from minigated.recompute import Checkpointing, recomputed
+from minigated.retention import GATE_INPUTS, GATES
 from minigated.swat_options import READINGS, SwatOptions
-from minigated.vit_mixers import MIXERS
+from minigated.vit_mixers import DECAYS, MIXERS
 from minigated.vit_parts import SKELETONS, added, channels_first, check_images, initialize
 
 
@@ -69,18 +70,22 @@ class ViTConfig:
 
     def __post_init__(self):
         set_ = partial(object.__setattr__, self)
+        for name in ("widths", "depths", "heads"):
+            if not isinstance(value := getattr(self, name), tuple | list):
+                raise InputError(f"{name} {value!r}; accepted: a tuple of whole numbers, one a stage")
+            set_(name, tuple(value))
         stages = len(self.widths)
         for name in ("ffn_ratios", "mixers", "layer_scale", "decay_spans"):  # one value for all stages
             value = getattr(self, name)
             set_(name, tuple(value) if isinstance(value, tuple | list) else (value,) * stages)
-        for name in ("widths", "depths", "heads"):
-            set_(name, tuple(getattr(self, name)))
         size = self.image_size
         set_("image_size", tuple(size) if isinstance(size, tuple | list) else (size, size))
         if isinstance(self.swat, dict):  # after a trip through JSON
             for name in self.swat:
                 one_of("swat option", name, READINGS)
             set_("swat", SwatOptions(**self.swat))
+        if not isinstance(self.swat, SwatOptions):
+            raise InputError(f"swat {self.swat!r}; accepted: SwatOptions, or a dict of them")
         for name in ("depths", "heads", "ffn_ratios", "mixers", "layer_scale", "decay_spans"):
             if len(getattr(self, name)) != stages:
                 raise InputError(f"{name} has {len(getattr(self, name))} entries for {stages} stages")
@@ -90,13 +95,20 @@ class ViTConfig:
         one_of("skeleton", self.skeleton, SKELETONS)
         for mixer in self.mixers:
             one_of("mixer", mixer, MIXERS)
-        if not self.widths or min(self.depths) < 1 or min(self.heads) < 1 or min(self.widths) < 1:
-            raise InputError(f"widths {self.widths}, depths {self.depths} and heads {self.heads} must be at least 1")
+        for name, accepted in (("decay", DECAYS), ("gate", GATES), ("gate_input", GATE_INPUTS)):
+            one_of(name, getattr(self, name), accepted)
+        sizes = self.widths, self.depths, self.heads
+        if not self.widths or not all(_whole(size, 1) for stages in sizes for size in stages):
+            raise InputError(
+                f"widths {self.widths}, depths {self.depths} and heads {self.heads} must be whole numbers, at least 1"
+            )
         for width, heads in zip(self.widths, self.heads):
             if width % heads:
                 raise InputError(f"{width} channels cannot be split into {heads} heads evenly")
         if not all(1 <= ratio * width < math.inf for ratio, width in zip(self.ffn_ratios, self.widths)):
             raise InputError(f"ffn_ratios {self.ffn_ratios}; accepted: above 0, finite, at least one hidden channel")
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"drop path rate {self.drop_path}; accepted: at least 0 and under 1")
         self._check_whole_numbers()
 
     def _check_whole_numbers(self) -> None:
@@ -108,8 +120,9 @@ class ViTConfig:
             raise InputError(f"classes {self.classes!r}; accepted: a whole number, 0 (features) or more")
         if self.window is not None and not _whole(self.window, 1):
             raise InputError(f"window {self.window!r}; accepted: a whole number, 1 or more, or None for whole maps")
-        if not _whole(self.head_width, 1):
-            raise InputError(f"head_width {self.head_width!r}; accepted: a whole number, 1 or more")
+        for name in ("image_channels", "stem_stride", "head_width"):
+            if not _whole(value := getattr(self, name), 1):
+                raise InputError(f"{name} {value!r}; accepted: a whole number, 1 or more")
 
     def map_size(self, stage: int) -> tuple[int, int]:
         """Height and width of a stage's map for `image_size`; odd sides round up."""
@@ -184,6 +197,7 @@ class VisionTransformer(nn.Module, Checkpointing):
         self.num_features = self.pre_head.features
         self.head = nn.Linear(self.num_features, config.classes) if config.classes else nn.Identity()
         self.apply(initialize)
+        self.register_load_state_dict_post_hook(follow_weights)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -196,7 +210,7 @@ class VisionTransformer(nn.Module, Checkpointing):
         return [self.stem, *self.blocks, *self.downsamples, self.pre_head]
 
     def _maps(self, images: Tensor, probe=None) -> list[Tensor]:
-        check_images(images, self.config.image_channels)
+        check_images(images, self.config.image_channels, next(self.stem.parameters()))
         x, maps = self.stem(images), []  # [B, h, w, C]
         for index, stage in enumerate(self.stages):
             if index:

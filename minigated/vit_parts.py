@@ -196,7 +196,7 @@ def initialize(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def check_images(images: Tensor, channels: int) -> None:
+def check_images(images: Tensor, channels: int, weight: Tensor) -> None:
     """Refuses what is no batch of pictures, before a convolution says it in its own words."""
     if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
         raise InputError(
@@ -204,3 +204,6 @@ def check_images(images: Tensor, channels: int) -> None:
         )
     if not torch.is_floating_point(images):
         raise InputError(f"images of {str(images.dtype).removeprefix('torch.')}; normalise them to floats first")
+    if images.dtype == torch.float64 != weight.dtype:  # which autocast leaves alone, too
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise InputError(f"images of float64 for weights of {dtype}; accepted: images.to(torch.{dtype})")

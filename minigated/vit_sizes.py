@@ -78,6 +78,8 @@ def build_vit(size: str | ViTConfig, device=None, **overrides) -> VisionTransfor
         one_of("model", size, SIZES)
         size = SIZES[size]
     if "num_classes" in overrides:
+        if "classes" in overrides:
+            raise InputError("classes and num_classes are two names of one option; accepted: one of them")
         overrides["classes"] = overrides.pop("num_classes")
     accepted = [f.name for f in fields(ViTConfig)]
     unknown = set(overrides) - set(accepted)

@@ -200,6 +200,14 @@ def test_causal_mask_by_hand():
     assert causal_mask(1, 3).tolist() == [[True, True, True]]
 
 
+@pytest.mark.parametrize("form", RECTANGULAR)
+def test_more_queries_than_keys_are_refused_under_a_causal_mask_alone(form):
+    (q, k, v), _ = draw(TOKENS, 5)
+    with pytest.raises(InputError, match="at least as many keys as queries, got 7 queries, 5 keys"):
+        form(q, k, v, True)
+    assert_equals_equation(form, *draw(TOKENS, 5), False)
+
+
 def test_weights_are_a_distribution_over_the_past():
     (q, k, _), _ = draw(kv_heads=HEADS)
     weights = attention_weights(q, k, causal_mask(TOKENS, TOKENS))

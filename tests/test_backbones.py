@@ -166,6 +166,9 @@ def spoilt(state, **changes):
         ({"teacher__head": torch.zeros(1)}, "teacher.head is no weight of RMT"),
         ({"layers__0__blocks__2__gamma_1": torch.zeros(1, 1, 1, 64)}, "no released RMT"),
         ({"layers__0__blocks__1__gamma_1": torch.zeros(1, 1, 1, 64)}, "which this size has not"),
+        ({"layers__0__blocks__0__retention__k_proj__weight": torch.zeros(64)}, r"q, k and v of shapes .* one shape"),
+        ({"layers__0__blocks__0__retention__q_proj__weight": torch.zeros(64)}, r"q_proj.weight is \[64\] in .* 2 axes"),
+        ({"head__weight": torch.tensor(0.0)}, r"head.weight is \[\] in .*; accepted: 2 axes"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message):
@@ -182,3 +185,30 @@ def test_swin_refusals():
         load_swin(spoilt(state, layers__0__blocks__0__attn__relative_position_bias_table=torch.zeros(50, 2)))
     with pytest.raises(InputError, match="no layers.I.blocks.J"):
         load_swin({"weight": torch.zeros(1)})
+
+
+TABLE = "layers__0__blocks__{}__attn__relative_position_bias_table"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers__0__blocks__0__mlp__fc1__weight": None}, "layers.0.blocks.0.mlp.fc1.weight is missing"),
+        ({"layers__0__blocks__0__mlp__fc1__weight": torch.zeros(4)}, r"fc1.weight is \[4\] in .*; accepted: 2 axes"),
+        ({TABLE.format(0): torch.zeros(49)}, r"bias_table is \[49\] in .*; accepted: 2 axes"),
+        ({TABLE.format(1): torch.zeros(49)}, r"bias_table is \[49, 2\] here and \[49\] in"),
+        ({TABLE.format(1): torch.zeros(81, 2)}, r"bias_table is \[49, 2\] here and \[81, 2\] in"),
+        ({TABLE.format(1): torch.zeros(0, 2)}, r"belongs to no square window"),
+        ({"head__fc__weight": torch.tensor(0.0)}, r"head.fc.weight is \[\] in .*; accepted: 2 axes"),
+    ],
+)
+def test_a_damaged_swin_is_refused_in_one_line(changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_swin(spoilt(timm_swin(32, 4).state_dict(), **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stage_without_blocks_is_named():
+    state = {name: t for name, t in timm_swin(32, 4).state_dict().items() if not name.startswith("layers.1.blocks.")}
+    with pytest.raises(InputError, match="nothing for layers.1.blocks.0"):
+        load_swin(state)

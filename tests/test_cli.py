@@ -46,6 +46,8 @@ def test_models_have_exact_counts(capsys):
         (["train", "lm_nano", "--variant", "g9"], "g9"),
         (["train", "lm_nano", "--text", "no/such.txt"], "no/such.txt"),
         (["train", "lm_nano", "--steps", "0"], "steps"),
+        (["train", "lm_nano", "--seed", str(2**64)], "seed is 18446744073709551616; accepted: a whole"),
+        (["train", "rmt_nano", "--seed", str(2**64)], "seed is 18446744073709551616"),
         (["train", "lm_nano", "--steps", "2", "--accumulate", "3"], "accepted: 1, 2, 4, 8, 16"),
         (["train", "rmt_nano", "--accumulate", "2"], "--accumulate 2"),
         (["train", "lm_nano", "--context", "2000000"], "2000000|2,000,000"),

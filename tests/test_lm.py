@@ -199,7 +199,7 @@ def test_the_probe_sees_every_layer_and_changes_nothing():
     probed = model(batch, probe=lambda layer, name, value: seen.setdefault(name, {}).__setitem__(layer, value))
     assert torch.equal(plain, probed)
     taps = {"attention_output", "attention_residual", "ffn_output", "ffn_residual"}
-    assert set(seen) == taps | {"qk", "sdpa", "sdpa_gated", "gate_score"}
+    assert set(seen) == taps | {"qk", "sdpa", "sdpa_gated", "gate_form", "gate_score"}
     assert all(set(layers) == {0, 1} for layers in seen.values())
     q, k = seen["qk"][1]
     assert q.shape == (2, 4, 11, 8) and k.shape == (2, 2, 11, 8)
@@ -287,6 +287,22 @@ def test_impossible_configs_are_refused(change, said):
         build_lm(TINY, **change)
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"shared_mean": "nonsense"}, "unknown shared_mean 'nonsense'; accepted: score, logit"),
+        ({"qk_order": ("norm", "rope")}, "qk_order must hold gate, norm and rope once each, got .*'norm', 'rope'"),
+        ({"qk_order": ["gate", "norm", 3]}, "qk_order must hold gate, norm and rope once each, got .*3"),
+        ({"rope_scaling": "ntk"}, "unknown rope scaling 'ntk'; accepted: none, base"),
+        ({"rope_scaling": "yarn", "rope_factor": 4.0}, "yarn needs the trained length"),
+        ({"rope_factor": 4.0}, "rope factor 4 has no effect without a scaling"),
+    ],
+)
+def test_a_config_that_no_model_could_have_is_refused_before_any_model(change, said):
+    with pytest.raises(InputError, match=said):
+        replace(TINY, **change)
+
+
 def test_unknown_sizes_are_refused():
     with pytest.raises(InputError, match="unknown model 'lm_huge'; accepted: lm_nano, lm_small"):
         build_lm("lm_huge")
@@ -344,3 +360,11 @@ def test_a_cache_made_in_inference_mode_serves_outside():
 def test_a_misspelt_position_of_a_gate_is_refused():
     with pytest.raises(InputError, match="position of a gate 'G1'; accepted: g1, g2"):
         Attention(AttentionShape(8, 2, 2, 4), gates={"G1": torch.nn.Identity()})
+
+
+def test_weights_assigned_on_meta_bring_the_model_down():
+    full, tokens = build_lm("lm_nano"), torch.arange(24).view(2, 12)
+    model = build_lm("lm_nano", device="meta")
+    model.load_state_dict(full.state_dict(), assign=True)
+    torch.testing.assert_close(model(tokens), full(tokens), rtol=0, atol=0)
+    torch.testing.assert_close(model.to("cpu").rotary.cos, full.rotary.cos, rtol=0, atol=0)

@@ -113,6 +113,19 @@ def test_measures_follow_from_hooked_tensors(gated):
     assert sum(found["gate"]["histogram"][2]) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("variant", ["g1_additive_silu", "g1_additive_identity"])
+def test_the_average_of_an_additive_gate_is_added(variant):
+    torch.manual_seed(0)
+    model, seen = build_lm("lm_nano", variant=variant), {}
+    keep = lambda m, i, o: seen.update(before=i[0], scores=m.scores(i[1]))  # noqa: E731
+    handle = model.blocks[2].attention.gates["g1"].register_forward_hook(keep)
+    found = measure(model, [torch.randint(0, 256, (3, 40))])["sparsity"]
+    handle.remove()
+    for threshold in (1e-2, 1e-3):
+        average = ((seen["before"] + seen["scores"].mean()).abs() < threshold).float().mean().item()
+        assert found[f"{threshold:g}"]["after_average"][2] == pytest.approx(average, rel=1e-5)
+
+
 def test_query_zero_adds_one_over_n(gated):
     tokens = torch.randint(0, 256, (2, 30))
     found = measure(gated, [tokens])

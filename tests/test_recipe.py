@@ -27,6 +27,12 @@ def test_rate_without_warm_up_starts_at_the_peak_and_with_warm_up_alone_ends_the
     assert learning_rate(4, TrainConfig(steps=5, rate=3.0, warmup=5)) == 3.0
 
 
+def test_the_last_update_takes_the_final_rate_or_the_peak_if_warm_up_leaves_one_update_or_none():
+    for warmup in range(6):
+        config = TrainConfig(steps=5, rate=3.0, warmup=warmup, final_ratio=0.1)
+        assert learning_rate(4, config) == (3.0 if warmup >= 4 else pytest.approx(0.3))
+
+
 def test_only_matrices_decay_and_a_tied_one_stands_once():
     decayed, spared = parameter_groups(ToyModel(tied=True), 0.1)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
@@ -71,6 +77,10 @@ def test_loop_equals_the_same_steps_written_out():
     [
         ({"steps": 0}, ["steps", "0", "at least 1"]),
         ({"steps": 2.5}, ["steps", "2.5"]),
+        ({"seed": -1}, ["seed", "-1", "from 0 to 2**63 - 1"]),
+        ({"seed": 2**63}, ["seed", str(2**63), "from 0 to 2**63 - 1"]),
+        ({"seed": 2**64}, ["seed", str(2**64), "from 0 to 2**63 - 1"]),
+        ({"seed": 1.0}, ["seed", "1.0", "whole number"]),
         ({"rate": 0.0}, ["rate", "0.0", "above 0"]),
         ({"rate": float("nan")}, ["rate", "nan"]),
         ({"betas": (0.9, 1.0)}, ["betas", "1.0"]),

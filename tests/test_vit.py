@@ -1,5 +1,6 @@
 """The backbones: exact sizes, shapes of all kinds, every mixer in the same skeleton, what is refused."""
 
+import copy
 import dataclasses
 import json
 
@@ -281,7 +282,7 @@ def test_the_probe_names_stage_and_block():
         ({"skeleton": "resnet"}, "skeleton 'resnet'"),
         ({"decay": "linear"}, "decay 'linear'"),
         ({"depths": (2, 2)}, "depths has 2 entries for 4 stages"),
-        ({"depths": (2, 0, 2, 2)}, "must be at least 1"),
+        ({"depths": (2, 0, 2, 2)}, "must be whole numbers, at least 1"),
         ({"classes": -1}, "classes -1"),
         ({"image_size": (32, 0)}, "image_size"),
         ({"stem_stride": 3}, "stem stride 3; accepted: 1, 2, 4"),
@@ -304,6 +305,17 @@ def test_the_probe_names_stage_and_block():
         ({"ffn_ratios": 0.01}, "at least one hidden channel"),
         ({"ffn_ratios": float("nan")}, "ffn_ratios"),
         ({"ffn_ratios": float("inf")}, "ffn_ratios"),
+        ({"stem_stride": 2.5}, "stem_stride 2.5; accepted: a whole number"),
+        ({"image_channels": 3.0}, "image_channels 3.0; accepted: a whole number"),
+        ({"widths": 32}, "widths 32; accepted: a tuple of whole numbers"),
+        ({"depths": (2, 2, 2.0, 1)}, r"depths \(2, 2, 2.0, 1\) and .* must be whole"),
+        ({"heads": (2, 4, "6", 8)}, "must be whole numbers"),
+        ({"gate": "g9", "mixers": "swin"}, "unknown gate 'g9'; accepted: none, elementwise, headwise"),
+        ({"gate_input": "raw", "mixers": "swin"}, "unknown gate_input 'raw'"),
+        ({"decay": "swin", "mixers": "swin"}, "unknown decay 'swin'; accepted: rmt"),
+        ({"swat": "alibi"}, "swat 'alibi'; accepted: SwatOptions"),
+        ({"drop_path": -0.1}, "drop path rate -0.1; accepted: at least 0"),
+        ({"classes": 7, "num_classes": 5}, "two names of one option"),
         ({"swat": {"gates": "g1"}}, "unknown swat option 'gates'; accepted: alibi, distance, pass_signs"),
     ],
 )
@@ -335,6 +347,7 @@ def test_odd_heads_are_refused_where_slopes_must_balance():
         (torch.zeros(2, 1, 32, 32), r"\[2, 1, 32, 32\]"),
         (torch.zeros(2, 3, 0, 32), "no empty side"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "uint8"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.float64), r"images of float64 for weights of float32; .*images.to"),
     ],
 )
 def test_wrong_images_are_refused(batch, message):
@@ -366,6 +379,27 @@ def test_a_backbone_on_meta_runs_without_numbers(name):
     """Shapes, operations and memory of any size can be counted without a machine that holds it."""
     model = build_vit(name, "meta", image_size=64)
     assert model(torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_weights_assigned_on_meta_bring_the_model_down(name):
+    full, batch = build_vit(name, drop_path=0.5).eval(), images(2, 3, 40, 32)
+    model = build_vit(name, "meta", drop_path=0.5)
+    model.load_state_dict(full.state_dict(), assign=True)
+    assert_close(model.eval()(batch), full(batch), rtol=0, atol=0)
+    assert model.to("cpu").train()(batch).isfinite().all()
+    drops = [part for part in model.modules() if isinstance(part, DropPath)]
+    assert drops and all(float(part.share) == pytest.approx(1 - part.rate) for part in drops)
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_a_size_first_seen_by_a_functional_gradient_is_kept_plain(name):
+    """Tables made under `torch.func.grad` stayed wrapped, and the model could no longer be copied."""
+    model, batch = build_vit(name).eval().requires_grad_(False), images(2, 3, 40, 32)
+    expected = torch.func.grad(lambda x: copy.deepcopy(model)(x).sum())(batch)
+    assert_close(torch.func.grad(lambda x: model(x).sum())(batch), expected)
+    again = copy.deepcopy(model)
+    assert_close(again(batch), model(batch), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mixers", ["swin", "gated_swinrmt_retention", "gated_swinrmt_swat"])

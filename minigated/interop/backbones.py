@@ -75,7 +75,7 @@ def load_rmt(state: Mapping[str, Tensor], image_size: int | tuple[int, int] = 22
             rotation angles that are not those of the named size.
     """
     state = dict(state.get("model", state))
-    config = replace(_rmt_config(state), image_size=image_size, classes=_rows(state, "head.weight"))
+    config = replace(_rmt_config(state), image_size=image_size, classes=_shape(state, "head.weight", 2)[0])
     model = VisionTransformer(config)
     _compare_positions(state, model)
     weights = {}
@@ -91,8 +91,12 @@ def load_rmt(state: Mapping[str, Tensor], image_size: int | tuple[int, int] = 22
             raise InputError(f"{name.replace('stages', 'layers')} is no weight of RMT")
     for name, parts in weights.items():
         if isinstance(parts, dict):
+            released = name.replace("stages", "layers")
             if sorted(parts) != ["k", "q", "v"]:
-                raise InputError(f"{name.replace('stages', 'layers')}: only {', '.join(sorted(parts))} of q, k and v")
+                raise InputError(f"{released}: only {', '.join(sorted(parts))} of q, k and v")
+            shapes = [list(parts[part].shape) for part in "qkv"]
+            if not shapes[0] == shapes[1] == shapes[2] or not shapes[0]:
+                raise InputError(f"{released}: q, k and v of shapes {shapes}; accepted: three of one shape")
             weights[name] = torch.cat([parts[part] for part in "qkv"])
     return _filled(model, weights)
 
@@ -124,22 +128,29 @@ def load_swin(state: Mapping[str, Tensor], image_size: int | tuple[int, int] = 2
 
 
 # ---------------------------------------------------------------------------------------------- sizes from shapes
-def _rows(state: Mapping[str, Tensor], name: str) -> int:
+def _shape(state: Mapping[str, Tensor], name: str, axes: int) -> torch.Size:
     if name not in state:
         raise InputError(f"{name} is missing in the state dict")
-    return state[name].shape[0]
+    shape = state[name].shape
+    if len(shape) != axes or 0 in shape:
+        raise InputError(f"{name} is {list(shape)} in the state dict; accepted: {axes} axes, none of them empty")
+    return shape
 
 
 def _depths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     blocks = {(int(m[1]), int(m[2])) for name in state if (m := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name))}
     if not blocks:
         raise InputError("the state dict has no layers.I.blocks.J")
-    return tuple(1 + max(j for i, j in blocks if i == stage) for stage in range(1 + max(i for i, _ in blocks)))
+    stages = range(1 + max(i for i, _ in blocks))
+    for stage in stages:
+        if (stage, 0) not in blocks:
+            raise InputError(f"the state dict has nothing for layers.{stage}.blocks.0")
+    return tuple(1 + max(j for i, j in blocks if i == stage) for stage in stages)
 
 
 def _rmt_config(state: Mapping[str, Tensor]) -> ViTConfig:
     depths = _depths(state)
-    widths = tuple(_rows(state, f"layers.{i}.blocks.0.retention.q_proj.weight") for i in range(len(depths)))
+    widths = tuple(_shape(state, f"layers.{i}.blocks.0.retention.q_proj.weight", 2)[0] for i in range(len(depths)))
     named = {name: SIZES[name] for name in ("rmt_t", "rmt_s", "rmt_b", "rmt_l")}
     for config in named.values():
         if (config.widths, config.depths) == (widths, depths):
@@ -165,26 +176,21 @@ def _compare_positions(state: Mapping[str, Tensor], model: VisionTransformer) ->
 
 def _swin_config(state: Mapping[str, Tensor]) -> ViTConfig:
     depths = _depths(state)
-    tables = []
-    for stage in range(len(depths)):
-        name = f"layers.{stage}.blocks.0.attn.relative_position_bias_table"
-        _rows(state, name)  # names what is missing
-        tables.append(state[name].shape)
-    patches = state.get("patch_embed.proj.weight")
-    if patches is None or patches.ndim != 4:
-        raise InputError("patch_embed.proj.weight is missing in the state dict, or no convolution")
-    fc1 = [state[f"layers.{i}.blocks.0.mlp.fc1.weight"] for i in range(len(depths))]
+    blocks = [f"layers.{stage}.blocks.0." for stage in range(len(depths))]
+    tables = [_shape(state, f"{block}attn.relative_position_bias_table", 2) for block in blocks]
+    fc1 = [_shape(state, f"{block}mlp.fc1.weight", 2) for block in blocks]
+    patches = _shape(state, "patch_embed.proj.weight", 4)
     return ViTConfig(
-        widths=tuple(weight.shape[1] for weight in fc1),
+        widths=tuple(width for _, width in fc1),
         depths=depths,
-        heads=tuple(shape[1] for shape in tables),
-        ffn_ratios=tuple(weight.shape[0] / weight.shape[1] for weight in fc1),
+        heads=tuple(heads for _, heads in tables),
+        ffn_ratios=tuple(hidden / width for hidden, width in fc1),
         mixers="swin",
         skeleton="swin",
-        classes=_rows(state, "head.fc.weight") if "head.fc.weight" in state else 0,
-        image_channels=patches.shape[1],
-        stem_stride=patches.shape[2],
-        window=max(_side(shape[0]) + 1 for shape in tables) // 2,
+        classes=_shape(state, "head.fc.weight", 2)[0] if "head.fc.weight" in state else 0,
+        image_channels=patches[1],
+        stem_stride=patches[2],
+        window=max(_side(offsets) + 1 for offsets, _ in tables) // 2,
         drop_path=0.0,
     )
 
@@ -199,12 +205,12 @@ def _side(offsets: int) -> int:
 
 def _widened(small: Tensor, table: Tensor) -> Tensor:
     """A table of a smaller window in the middle of a larger one, where the same offsets are; the rest stays unused."""
-    inner, outer = _side(small.shape[0]), _side(table.shape[0])
-    if inner == outer:
-        return small
+    inner, outer = _side(len(small)) if small.ndim == 2 else 0, _side(len(table))
+    if not 0 < inner < outer:
+        return small  # as it is, or of no use: its shape will be compared
     square = small.new_zeros(outer, outer, small.shape[1])
     start = (outer - inner) // 2
-    square[start : start + inner, start : start + inner] = small.view(inner, inner, -1)
+    square[start : start + inner, start : start + inner] = small.reshape(inner, inner, -1)
     return square.flatten(0, 1)
 
 
