@@ -252,15 +252,32 @@ def test_a_map_plus_its_convolution_is_the_same_in_one_kernel(dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
-def test_kernels_run_on_the_gpu_that_holds_the_map():
+def test_kernels_run_on_the_gpu_that_holds_the_map(monkeypatch):
     """The current one is another."""
+    from minigated.kernels import depthwise_triton, windowed_triton
+
+    launched = {}
+
+    class Noted:
+        def __init__(self, module, name):
+            self.name, self.kernel = name, getattr(module, name)
+            monkeypatch.setattr(module, name, self)
+
+        def __getitem__(self, grid):
+            launched.setdefault(self.name, set()).add(torch.cuda.current_device())
+            return self.kernel[grid]
+
+    Noted(windowed_triton, "_forward"), Noted(windowed_triton, "_backward")
+    Noted(depthwise_triton, "_convolve"), Noted(depthwise_triton, "_filter_gradient")
     torch.manual_seed(0)
-    model, images = build_vit(MIXERS[0], image_size=32).to("cuda:1"), torch.randn(2, 3, 32, 32, device="cuda:1")
+    model, images = build_vit(MIXERS[0], image_size=32).eval().to("cuda:1"), torch.randn(2, 3, 32, 32, device="cuda:1")
     assert torch.cuda.current_device() == 0
     found = [model(images)]
+    found[0].sum().backward()
     with kernels.switched_off():
         found.append(model(images))
     torch.testing.assert_close(*found, atol=2e-4, rtol=2e-3)
+    assert launched == {name: {1} for name in ("_forward", "_backward", "_convolve", "_filter_gradient")}
 
 
 @needs_gpu
