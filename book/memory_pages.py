@@ -97,7 +97,7 @@ def vit_words(record: dict) -> str:
         f"{share['feed-forwards']}, norms with the residual stream {share['norms']}, stem {share['stem']}. Memory is "
         f"fullest after {100 * report['fullest']:.0f} % of the backward pass' operations. The computation runs a step "
         f"with a few images on a CPU, with stand-ins that keep what our kernels keep; computed over measured is "
-        f"{span([row[4]['total'] / MIB / row[3] for row in rows])}, as the libraries' workspaces and rounding are not "
+        f"{span([row[4]['total'] / MIB / row[3] for row in rows])}; the libraries' workspaces and rounding are not "
         f"counted. Without the kernels the first step of the table would take {plain / all_kept:.2f} times its peak, "
         f"with checkpointing {again / all_kept:.2f} times (both computed, not measured)."
     )

@@ -41,14 +41,15 @@ def show(figure, alt: str, caption: str) -> None:
     """
     from IPython.display import HTML, display
 
+    display(HTML(as_html(figure, alt, caption)))
+
+
+def as_html(figure, alt: str, caption: str) -> str:
+    """What `show` displays."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "minigated"}):
         figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
-    display(
-        HTML(
-            f'<figure><img alt="{html.escape(alt, quote=True)}" src="data:image/svg+xml;base64,{data}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
-    )
+    picture = f'<img alt="{html.escape(alt, quote=True)}" src="data:image/svg+xml;base64,{data}">'
+    return f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>"

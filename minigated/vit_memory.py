@@ -12,10 +12,9 @@ The gradients as a whole, which are there at the end of the backward pass when l
 
 A CPU step keeps something else than a GPU's: more in the mixers, where the plain form stores what our fused kernels
 compute again, and less under autocast in the norms. By default the step therefore runs with stand-ins for the kernels
-and CUDA's casts (`minigated.gpu_stand_ins`). kernels=False counts the CPU's own step, which is 11 to 14 % over the
-peaks that an H200 measured in training steps; with the stand-ins the prediction is 0.5 to 2 % under them. Those rows
-are in docs/results/ch09_bench_vit.json, the comparison on the page of speeds. What is missing are
-workspaces and rounding. Compiled models keep less than this, as the compiler fuses and computes again.
+and CUDA's casts (`minigated.gpu_stand_ins`). kernels=False counts the CPU's own step. The page of speeds compares the
+prediction with the peaks in docs/results/ch09_bench_vit.json. Workspaces and the allocator's rounding are not counted.
+Compiled models keep less than this, as the compiler fuses and computes again.
 """
 
 import contextlib

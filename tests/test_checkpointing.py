@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kept_storages import kept_storages
 from torch import nn
 
 from minigated.__main__ import main
@@ -108,18 +109,8 @@ def test_a_second_draw_would_be_seen(monkeypatch):
 # ------------------------------------------------------------------------------------ fewer bytes
 def kept_bytes(model, loss, batch, on: bool) -> int:
     """Bytes of the storages kept for the backward pass, weights left out."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    held, alive = {}, []  # kept tensors stay alive, or two would share one address
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
     model.checkpoint_activations(on)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with kept_storages(*model.parameters(), *model.buffers()) as held:
         value = loss(model, batch)
     value.backward()
     return sum(held.values())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kept_storages import kept_storages
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -162,13 +163,7 @@ def test_logits_are_never_there_at_once():
 
 def kept_bytes(loss) -> int:
     """Bytes of different storages that autograd keeps for the backward pass of `loss()`."""
-    held = {}
-
-    def pack(tensor):
-        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with kept_storages() as held:
         loss()
     return sum(held.values())
 

@@ -6,10 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from kept_storages import kept_storages
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from minigated.__main__ import main
 from minigated.chunked_loss import IGNORED, loss_and_gradients
@@ -26,6 +24,7 @@ from minigated.memory import (
     share,
     shared_numbers,
 )
+from minigated.step_memory import Live
 
 # No two sizes alike: heads fill 48 channels and the width is 40, so that a swapped letter shows.
 DENSE = LMConfig(width=40, layers=3, heads=6, kv_heads=2, head_width=8, ffn_width=56, vocabulary=93, context=64)
@@ -49,19 +48,9 @@ def trainable(config: LMConfig, precision: str) -> nn.Module:
 def measured(config: LMConfig, precision: str, batch: int, length: int, checkpointing=False, chunk=0) -> int:
     """Bytes of the storages that autograd keeps of a training loss, weights and tables left out."""
     model = trainable(config, precision).checkpoint_activations(checkpointing)
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    held, alive = {}, []  # kept tensors stay alive, or two would share one address
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
     windows = torch.randint(config.vocabulary, (batch, length + 1))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with kept_storages(*model.parameters(), *model.buffers()) as held:
             TrainingLoss(chunk=chunk)(model, windows)
     return sum(held.values())
 
@@ -103,26 +92,6 @@ def test_with_chunks_the_loss_keeps_gradients_and_no_logits(precision):
     assert activation_bytes(config, 240, precision, chunk=16)["loss"] < activation_bytes(config, 240, precision)["loss"]
 
 
-class Live(TorchDispatchMode):
-    """The most bytes at once of storages that operations have made and that are still there, `given` ones left out."""
-
-    def __init__(self, *given):
-        super().__init__()
-        self.given = {tensor.untyped_storage()._cdata for tensor in given}
-        self.storages, self.peak = {}, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.storages = {key: held for key, held in self.storages.items() if not held[0].expired()}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.given:
-                    self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.peak = max(self.peak, sum(size for _, size in self.storages.values()))
-        return result
-
-
 @pytest.mark.parametrize("precision", ["autocast", "bfloat16", "float32"])
 @pytest.mark.parametrize("chunk", [2, 16, 50, 120, 1000], ids=lambda chunk: f"{chunk} of 120")
 def test_the_moment_of_a_chunk_is_what_lives_in_it(chunk, precision):
@@ -131,12 +100,12 @@ def test_the_moment_of_a_chunk_is_what_lives_in_it(chunk, precision):
     stream, product = (torch.bfloat16 if size == 2 else torch.float32 for size in (kind.stream, kind.product))
     hidden, weight = torch.randn(tokens, config.width, dtype=stream), torch.randn(2000, config.width, dtype=stream)
     targets = torch.randint(2000, (tokens,))
-    with Live(hidden, weight, targets) as live:
+    with Live([hidden, weight, targets]) as live:
         loss_and_gradients._init_fn(hidden, weight, targets, chunk, IGNORED, product, True, True, False)
     gradients = hidden.nbytes + 4 * weight.numel()
     copy = 2 * weight.numel() if kind.stream != kind.product else 0
     expected = activation_bytes(config, tokens, precision, chunk=chunk)["loss"] - hidden.nbytes
-    moment = live.peak - gradients - copy
+    moment = max(live.trace) - gradients - copy
     assert 0.9 * expected < moment <= expected
 
 

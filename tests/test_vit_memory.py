@@ -8,6 +8,7 @@ import pytest
 import site_build  # noqa: F401 - adds book/
 import torch
 import torch.nn.functional as F
+from kept_storages import kept_storages
 
 from minigated import gpu_stand_ins, kernels, step_memory, vit_memory
 from minigated.__main__ import main
@@ -31,18 +32,8 @@ def kept_bytes(name: str, precision: str, batch: int, checkpointing: bool) -> in
     torch.manual_seed(0)
     model = build_vit(name).train().checkpoint_activations(checkpointing)
     images, labels = torch.randn(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.long)
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), images)}
-    held, alive = {}, []
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with kept_storages(*model.parameters(), *model.buffers(), images) as held:
             F.cross_entropy(model(images).float(), labels)
     return sum(held.values())
 
@@ -183,7 +174,8 @@ def test_after_the_stand_ins_all_is_as_before():
     assert before == (kernels.usable, kernels._kernel, F.layer_norm, torch.softmax, torch.is_autocast_enabled("cuda"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["gated_swinrmt_retention_small", "gated_swinrmt_swat_small"])
 def test_on_a_gpu_a_step_keeps_what_the_report_says(name):
     model = build_vit(name, "cuda", drop_path=0.0).to(memory_format=torch.channels_last).train()
