@@ -143,3 +143,18 @@ def test_a_recorded_backbone_is_made_of_the_graphs_of_the_compiled_one(training,
         row.step()
         made.append(len(graphs))
     assert made[0] == made[1] > 0 and len(replayed) == 2
+
+
+# ---------------------------------------------------------------------------------------------- peers with experts
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_a_compiled_peer_with_experts_is_checked_as_it_is_timed(factor, monkeypatch, transformers):
+    """With one compilation, on all sequences; a compiler that changes the loss is seen."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda run, **_: compiled.append(run) or (lambda: factor * run()))
+    config = suite_moe.CPU_MODEL
+    rows = {way: lm_rows.prepare_peer("qwen3_moe", config, way, 2, 16, CPU, "grouped_mm") for way in (EAGER, COMPILED)}
+    off = {way: difference(*row.check()) for way, row in rows.items()}
+    assert off[EAGER] < TOLERANCE[torch.float32] and (off[COMPILED] < TOLERANCE[torch.float32]) == (factor == 1.0)
+    assert len(compiled) == 1
+    assert rows[EAGER].facts["checked"] == "eager, float32, one sequence"
+    assert rows[COMPILED].facts["checked"] == "eager, float32, one sequence; as timed: compiled beside eager"
