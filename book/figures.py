@@ -1,7 +1,8 @@
-"""Pictures in cell outputs: from data inside the page to files beside it, one for light and one for dark pages."""
+"""Pictures in outputs and generated parts: from data in the page to files beside it, for light and for dark pages."""
 
 import base64
 import io
+import itertools
 import re
 from urllib.parse import unquote_to_bytes
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 # The colour in which `minigated.plots` draws axes and text; readable on both, stronger on the page it is meant for.
 INK, INK_LIGHT, INK_DARK = "#7a7f87", "#30343b", "#d3d8e0"
+FIGURE = re.compile(r"<figure>.*?</figure>", re.DOTALL)
 SUFFIX = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image/svg+xml": "svg"}
 
 
@@ -73,3 +75,16 @@ def place(soup: BeautifulSoup, stem: str) -> dict[str, bytes]:
             files[f"{name}.{SUFFIX[kind]}"] = data
             image["src"] = f"{name}.{SUFFIX[kind]}"
     return files
+
+
+def beside(text: str, stem: str) -> tuple[str, dict[str, bytes]]:
+    """A page's Markdown with the pictures of its figures as files, and these by address; `stem` as in `place`."""
+    files: dict[str, bytes] = {}
+    numbers = itertools.count(1)
+
+    def moved(found: re.Match) -> str:
+        soup = BeautifulSoup(found[0], "html.parser")
+        files.update(place(soup, f"{stem}-{next(numbers):02d}"))
+        return str(soup)
+
+    return FIGURE.sub(moved, text), files

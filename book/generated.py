@@ -14,6 +14,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "book"))
 import figures  # noqa: E402
+import memory_pages  # noqa: E402
 import record_pages  # noqa: E402
 from record_pages import cell  # noqa: E402
 
@@ -54,7 +55,7 @@ GROUPS = {
     "Measures and cost": ("measure", "cost", "statistics", "bench"),
     "Speed and memory": (
         *("kernels", "stacked", "cuda_graph", "captured", "compiled_parts", "fused_step", "recompute"),
-        *("chunked_loss", "memory"),
+        *("chunked_loss", "memory", "vit_memory", "step_memory", "gpu_stand_ins"),
     ),
     "Data": ("data",),
     "Training": (
@@ -97,7 +98,7 @@ def _ran(path: Path) -> str:
 def results(**_) -> str:
     """The results that README opens with, and its picture."""
     sys.path.append(str(ROOT / "book"))  # MkDocs takes it off again after loading the hooks
-    import readme  # draws with matplotlib, which only this page needs
+    import readme  # which imports this module
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     alt = re.search(r"!\[(.+?)\]\(docs/assets/sink\.svg\)", text, re.DOTALL)[1].replace("\n", " ")
@@ -171,6 +172,7 @@ MARKERS = {
     "verdicts": record_pages.verdicts,
     "records": record_pages.sections,
     "speeds": record_pages.speeds,
+    "memory": memory_pages.peaks,
     "modules": api_index,
     "drawing": drawing,
 }

@@ -1,9 +1,11 @@
 """MkDocs events: chapters from outside docs/, notebooks as pages, pages made from records."""
 
 import os
+import posixpath
 import re
 from pathlib import Path
 
+import figures
 import generated
 import notebook_page
 from mkdocs.exceptions import PluginError
@@ -63,7 +65,10 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Notebooks: lets mkdocs-jupyter convert, then hands Markdown with slots to the normal rendering."""
     if not page.file.src_uri.endswith(".ipynb"):
-        return generated.fill(markdown, chapters=chapters_folder(), results=RESULTS)
+        filled = generated.fill(markdown, chapters=chapters_folder(), results=RESULTS)
+        filled, pictures = figures.beside(filled, f"figures/{Path(page.file.src_uri).stem}")
+        _add(files, page, config, pictures)
+        return filled
     page.render(config, files)  # mkdocs-jupyter has put its own method here
     converted = page.content
     for name in ("render", "content", "toc", "title"):
@@ -73,11 +78,16 @@ def on_page_markdown(markdown, page, config, files):
         made = notebook_page.build(Path(page.file.abs_src_path), converted)
     except notebook_page.PageError as error:
         raise PluginError(str(error)) from error
-    folder = page.file.src_uri.rpartition("/")[0]
-    for address, data in made.files.items():
-        files.append(File.generated(config, f"{folder}/{address}", content=data))
+    _add(files, page, config, made.files)
     _pages[page.file.src_uri] = made
     return made.markdown
+
+
+def _add(files, page, config, pictures: dict[str, bytes]) -> None:
+    """Pictures by address relative to their page become files of the site."""
+    for address, data in pictures.items():
+        place = posixpath.join(posixpath.dirname(page.file.src_uri), address)
+        files.append(File.generated(config, place, content=data))
 
 
 def on_page_content(content, page, config, files):

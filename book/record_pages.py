@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from record_figures import drawn
 from record_tables import PLUS_MINUS, legend, markdown, measure, tables, timed
 from record_words import MEASURES, PLANNED
 
@@ -85,11 +86,12 @@ def heading(name: str) -> str:
 
 
 def pointer(name: str, record: dict | None) -> str:
-    """A record's claim and the way to its tables."""
+    """A record's claim and the way to its tables; what a GPU took is drawn."""
     if record is None:
         return section(name, record)
     said = " ".join([f"`{name}` · {claim_of(record)}", *([f"{tally(record)}."] if tally(record) else [])])
-    return f"{heading(name)}\n\n{said} [Its tables](speed.md#{name}) stand on the page of speeds."
+    said += f" [Its tables](speed.md#{name}) stand on the page of speeds."
+    return "\n\n".join([heading(name), said, *([] if name.endswith("_cpu") else drawn(record))])
 
 
 def section(name: str, record: dict | None) -> str:

@@ -4,9 +4,10 @@ import argparse
 import json
 import sys
 
-from minigated.errors import InputError
+from minigated.errors import InputError, one_of
 
 SHARED = {"device": "auto, cpu, cuda or cuda:N", "seed": "of weights and data order", "out": "output folder"}
+GPUS = [8, 64, 512]  # of `memory`
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +36,32 @@ def models(args) -> int:
 
 
 def memory(args) -> int:
-    """Works out how much memory training a language model takes on each of so many GPUs."""
+    """Works out how much memory training takes: a language model on each of so many GPUs, a vision model on one."""
+    from minigated.lm import SIZES as LANGUAGE
     from minigated.memory import format_report, memory_rows
+    from minigated.vit_sizes import SIZES as VISION
 
+    one_of("model", args.model, [*LANGUAGE, *VISION])
+    if args.model in VISION:
+        return vision_memory(args)
+    if args.image_size is not None:
+        raise InputError(f"--image-size is for vision models, {args.model} is none; accepted: one of them")
     options = {"recipe": args.recipe, "chunk": args.chunk}
     rows = memory_rows(args.model, args.gpus, args.batch, args.length, args.variant, **options)
     print(json.dumps(rows, indent=1) if args.json else format_report(args.model, rows))
+    return 0
+
+
+def vision_memory(args) -> int:
+    """`memory` for a vision model."""
+    from minigated.vit_memory import format_vit_report, vit_memory_rows
+
+    usual = {"gpus": GPUS, "length": None, "variant": "none", "recipe": "autocast", "chunk": 0}
+    for name, value in usual.items():
+        if getattr(args, name) != value:
+            raise InputError(f"--{name} is for language models, {args.model} is none; accepted: --batch, --image-size")
+    rows = vit_memory_rows(args.model, args.batch, args.image_size)
+    print(json.dumps(rows, indent=1) if args.json else format_vit_report(args.model, rows))
     return 0
 
 
@@ -120,9 +141,10 @@ def build_parser() -> argparse.ArgumentParser:
     for function in (variants, models):
         command(function).add_argument("--json", action="store_true", help="for programs")
     sub = command(memory)
-    sub.add_argument("model", help="a language model of `models`, e.g. 15A2B")
-    sub.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512], metavar="N", help="that share the model")
-    sub.add_argument("--batch", type=int, default=1, help="sequences of one GPU at a time")
+    sub.add_argument("model", help="a name of `models`, e.g. 15A2B or rmt_s")
+    sub.add_argument("--gpus", type=int, nargs="+", default=GPUS, metavar="N", help="that share a language model")
+    sub.add_argument("--batch", type=int, default=1, help="sequences or images of one GPU at a time")
+    sub.add_argument("--image-size", type=int, default=None, metavar="PIXELS", help="a side; the vision model's own")
     sub.add_argument("--length", type=int, default=None, help="tokens a sequence; the model's context otherwise")
     sub.add_argument("--variant", default="none", help="none, g1_elementwise or g1_headwise")
     sub.add_argument("--recipe", default="autocast", help="autocast, as `train` does, or mixed: bf16 weights gathered")

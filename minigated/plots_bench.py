@@ -4,6 +4,7 @@ Each function returns the figure and its alternative text, so that `show(*bars_f
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ from minigated.plots import COLORS, INK, MARKERS
 
 HATCHES = ("", "///", "...", "xx", "\\\\", "++")
 TERA, GIGA = 1e12, 1e9
+LABEL = 32  # longer labels beside bars take several lines
 ALL = [*dict(KINDS), OTHER, IDLE]  # kinds of kernels, each with its colour and its pattern
 
 
@@ -31,7 +33,9 @@ def bars_figure(milliseconds: Mapping[str, Sequence[float]], floor: float | None
         InputError: nothing to draw, or a time that is not above 0, which such an axis cannot show.
     """
     _positive(milliseconds)
-    figure, axis = plt.subplots(figsize=(5.4, 0.42 * len(milliseconds) + 1.0))
+    labels = [textwrap.fill(label, LABEL, break_on_hyphens=False) for label in milliseconds]
+    tall = any("\n" in label for label in labels)
+    figure, axis = plt.subplots(figsize=(5.4, (0.5 if tall else 0.42) * len(labels) + 1.0))
     medians = [times[1] for times in milliseconds.values()]
     left = min([*medians, *([floor] if floor else [])]) / 2
     for place, (low, median, high) in enumerate(milliseconds.values()):
@@ -43,9 +47,8 @@ def bars_figure(milliseconds: Mapping[str, Sequence[float]], floor: float | None
         axis.annotate(" limit", (floor, 1.0), xycoords=("data", "axes fraction"), va="bottom", fontsize=9)
     axis.set_xscale("log")
     axis.set_xlim(left, max(medians) * 2.2)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_yticks(range(len(milliseconds)), list(milliseconds))
+    _numbered(axis.xaxis, *axis.get_xlim())
+    axis.set_yticks(range(len(milliseconds)), labels, **({"fontsize": 9} if tall else {}))
     axis.invert_yaxis()
     axis.grid(False, axis="y")
     axis.set_xlabel(what)
@@ -53,6 +56,14 @@ def bars_figure(milliseconds: Mapping[str, Sequence[float]], floor: float | None
     told = "; ".join(f"{label} {_short(times[1])}" for label, times in milliseconds.items())
     limit = f" The machine's limit would be {floor:.3g}." if floor else ""
     return figure, f"Bars, {what}: {told}.{limit}"
+
+
+def _numbered(side, low: float, high: float) -> None:
+    """Plain numbers on a logarithmic axis, two at least."""
+    if high < 100 * low:
+        side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    side.set_minor_formatter(NullFormatter())
 
 
 def _short(value: float) -> str:
@@ -101,11 +112,8 @@ def roofline_figure(points: Mapping[str, tuple[float, float]], matrix_rate: floa
             markerfacecolor="none" if index >= 6 else COLORS[index % 6], linestyle="",
         )  # fmt: skip
     axis.set(xscale="log", yscale="log", xlim=(left, right))
-    for side, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
-        if high < 100 * low:  # two numbers on an axis at least
-            side.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-        side.set_minor_formatter(NullFormatter())
+    _numbered(axis.xaxis, *axis.get_xlim())
+    _numbered(axis.yaxis, *axis.get_ylim())
     axis.set_xlabel("operations a byte")
     axis.set_ylabel(name)
     figure.legend(fontsize=9, loc="lower center", ncols=columns)

@@ -10,7 +10,7 @@ import torch
 from minigated import kernels
 from minigated.bench import suite_generate, suite_lm, suite_moe, suite_retention, suite_vit
 from minigated.bench.profile import IDLE, OTHER, busy, kind_of, look, summary
-from minigated.bench.targets import TARGETS, Target, reached, shares, tally, targets_table, where
+from minigated.bench.targets import TARGETS, Target, fastest_form, reached, shares, tally, targets_table, where
 
 
 # ----------------------------------------------------------------------------------------- kernels by name
@@ -105,6 +105,7 @@ def test_a_target_compares_the_fastest_rows_and_needs_all_peers():
     assert reached(Target("t", "x", "c", "ours", 1.25, both), found) == (pytest.approx(1.2), False)
     assert reached(Target("t", "x", "c", "ours", 1.25, both, least=False), found) == (pytest.approx(1.2), True)
     assert reached(Target("t", "x", "c", "ours b", 1.25, both[:1]), found) == (pytest.approx(0.75), False)
+    assert fastest_form(Target("t", "x", "c", "ours", 1.25, both, forms=True), found) == "b"
     longer = Target("t", "x", "c", "ours b", 0.3, both[:1], extra=True, least=False)
     assert reached(longer, found) == (pytest.approx(1 / 3), False)
     assert reached(Target("t", "x", "c", "ours", 7.0, key="per_second"), found) == (6.0, False)
@@ -128,16 +129,18 @@ def test_the_table_has_every_target_or_says_that_it_is_open(monkeypatch):
     fast = Target("fast", "x", "c", "ours", 1.0, key="per_second")
     slow = Target("slow", "x", "c", "ours", 9.0, key="per_second", least=False)
     gone = Target("gone", "x", "c", "else", 9.0, key="k")
-    monkeypatch.setattr("minigated.bench.targets.TARGETS", [fast, slow, replace(slow, what="same"), gone])
-    found = record(row("ours", 10.0, profile=PROFILE))
+    best = Target("over", "x", "c", "ours", 1.0, ("theirs a", "theirs b"), forms=True)
+    monkeypatch.setattr("minigated.bench.targets.TARGETS", [fast, slow, replace(slow, what="same"), best, gone])
+    found = record(row("ours", 10.0, profile=PROFILE), row("theirs a", 5.0), row("theirs b", 4.0))
     lines = targets_table({"x": found}).replace("\N{NO-BREAK SPACE}", " ").splitlines()
-    assert lines[2:5] == [
+    assert lines[2:6] == [
         "| fast | ≥ 1.00 | 10.00 | reached |",
         "| slow | ≤ 9.00 | 10.00 | missed; ours: waiting 50%, matrix products 30%, copies and casts 20% |",
         "| same | ≤ 9.00 | 10.00 | missed; as above |",
+        "| over a | ≥ 1.00 | 2.00 | reached |",
     ]
     assert lines[-1] == "Not measured on a GPU yet: 1 targets, suites x."
-    assert tally(found) == "1 of 3 targets reached" and tally(found | {"id": "ch09_bench_x_cpu"}) == ""
+    assert tally(found) == "2 of 4 targets reached" and tally(found | {"id": "ch09_bench_x_cpu"}) == ""
 
 
 def test_every_target_asks_for_rows_that_a_suite_has():

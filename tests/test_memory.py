@@ -256,7 +256,7 @@ def test_one_gpu_gathers_nothing():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["swin_nano"], "swin_nano"),
+        (["swin_nanometre"], "swin_nanometre"),
         (["15A2B", "--gpus", "8", "0"], "gpus 0; accepted: 1 to 1,000,000"),
         (["lm_nano", "--gpus", "1" + 20 * "0"], f"gpus 1{20 * '0'}; accepted: 1 to 1,000,000"),
         (["15A2B", "--batch", "-1"], "batch -1"),

@@ -57,6 +57,18 @@ def test_bars_that_cannot_be_drawn_are_refused(times):
         bars_figure(times)
 
 
+def test_long_names_leave_room_for_the_bars():
+    name = "minigated, dense, same active operations, compiled and recorded"
+    figure, alt = bars_figure({name: (9.0, 10.0, 11.0), "short": (20.0, 30.0, 40.0)})
+    axis = figure.axes[0]
+    shown = [label.get_text() for label in axis.get_yticklabels()]
+    assert shown[0].replace("\n", " ") == name and max(map(len, shown[0].split("\n"))) <= 32 and shown[1] == "short"
+    assert axis.get_position().width > 0.4 and figure.get_tightbbox().width < 5.6  # inches; the figure has 5.4
+    assert f"{name} 10; short 30." in alt
+    figure.canvas.draw()
+    assert {"5", "10", "20", "50"} <= {label.get_text() for label in axis.get_xticklabels()}
+
+
 def test_the_roof_rises_then_stays():
     assert [roof(x, 100.0, 10.0) for x in (1.0, 10.0, 50.0)] == [10.0, 100.0, 100.0]
 

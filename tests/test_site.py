@@ -1,5 +1,6 @@
 """The built site: strict, light, complete, and on its own."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ import drawing  # isort: skip  (from book/, whose folder site_build adds)
 import generated  # isort: skip
 import hooks  # isort: skip
 import notebook_page  # isort: skip
+import record_figures  # isort: skip
 import record_pages  # isort: skip
 import record_tables  # isort: skip
 import record_words  # isort: skip
@@ -314,6 +316,37 @@ def test_results_page_lists_the_planned_records(pages):
     assert all(name.removeprefix("ch09_bench_") in said.split(". ")[0] for name in missing)
 
 
+def test_speeds_of_a_gpu_are_drawn(site, pages):
+    for record in filter(lambda r: record_pages.is_bench(r["id"]), records.all_records()):
+        following = pages["results.html"].find(id=record["id"]).find_next_siblings()
+        drawn = [f for f in itertools.takewhile(lambda t: t.name not in ("h2", "h3"), following) if f.name == "figure"]
+        if record["id"].endswith("_cpu"):
+            assert not drawn
+            continue
+        roofline = record["id"] != record_figures.ROOFLESS and any(row["extra"]["intensity"] for row in record["rows"])
+        captions = [text(figure.figcaption) for figure in drawn]
+        assert len(drawn) == 1 + roofline and all(records.made(record) in caption for caption in captions), record["id"]
+        assert captions[0].startswith(record_figures.TELLING[record["id"].removeprefix("ch09_bench_")] + ": ")
+        assert all("under the measured roof" in caption for caption in captions[1:])
+        for figure, start in zip(drawn, ("Bars, milliseconds: ", "A roof that rises ")):
+            images = figure.select("img")
+            assert all(i["alt"].startswith(start) and i["src"].startswith("figures/results-") for i in images)
+            assert [i["src"].split("-", 3)[3] for i in images] == ["light.svg#only-light", "dark.svg#only-dark"]
+            light, dark = ((site / i["src"].split("#")[0]).read_text("utf-8") for i in images)
+            assert light != dark and all(int(i["width"]) < 560 for i in images)  # a phone shows 0.7 of it
+
+
+def test_a_record_of_another_machine_shows_its_first_case():
+    record = records.load("ch09_bench_generate")
+    record["rows"] = [row for row in record["rows"] if row["extra"]["case"] != "decoding, 350 M"]
+    bars, roofline = record_figures.drawn(record)
+    assert "<figcaption>decoding, 1.7 B: " in bars and "dashed what the measured limits allow" in bars
+    for row in record["rows"]:
+        row["extra"] |= {"bytes": None, "intensity": None}
+    (bars,) = record_figures.drawn(record)
+    assert "dashed" not in bars and "limit would" not in bars
+
+
 def test_every_experiment_is_planned():
     assert set(record_pages.PLANNED) == set(EXPERIMENTS)
     assert set(record_words.EXTRAS) | {"ch08_length"} == set(EXPERIMENTS)  # its columns are lengths
@@ -329,6 +362,7 @@ def test_no_two_columns_have_one_heading():
 def test_speeds_are_grouped_by_case(tmp_path):
     def row(case, contender, times, **extra):
         extra |= {"case": case, "contender": contender, "unit": "maps", "against_first": 4 / sum(times)}
+        extra |= {"median_ms": times[0], "quartiles_ms": times[:1] * 2, "flops": None, "bytes": None, "intensity": None}
         return records.row(f"{case}: {contender}", times, **extra)
 
     rows = [row("window 4", "loop", [4.0, 4.0, 6.0], byte_share=0.416), row("window 4", "fused", [1.0, 1.5, 2.0])]
