@@ -76,7 +76,7 @@ def claim_of(record: dict) -> str:
     """The record's claim and what was measured; that of a suite which ran on a CPU is yet to be tested."""
     waiting = is_bench(record["id"]) and record["id"].endswith("_cpu")
     found = f" Measured: {outcome(record)}." if outcome(record) else ""
-    return f"To be tested on a GPU: {record['claim']}." if waiting else sentence(record["claim"]) + found
+    return (f"To be tested on a GPU: {record['claim']}." if waiting else sentence(record["claim"])) + found
 
 
 def heading(name: str) -> str:
