@@ -29,7 +29,7 @@ def test_cases_take_turns_a_few_rows_at_once(gpu_sizes):
 
 def test_every_compiled_row_has_one_job(gpu_sizes):
     """`--only` takes the beginning of a name for the name: "compiled" is also "compiled and recorded"."""
-    for suite in ("lm", "retention", "vit"):
+    for suite in ("attention", "lm", "moe", "retention", "vit"):
         plan = jobs([suite], "gpu", "auto", None)
         cases = import_module(f"minigated.bench.suite_{suite}").cases("gpu", torch.device("cuda"))
         ran = [f"{c.name}: {r.name}" for _, names in plan for c in choose_cases(cases, tuple(names)) for r in c.rows]

@@ -20,6 +20,13 @@ def test_gates_are_judged_beside_the_same_way_without_one():
     times |= {(layer, f"minigated, gate {gate}, eager"): 4.0 for gate in ("none", "headwise", "elementwise")}
     times |= {(layer, f"minigated, gate {gate}, compiled"): 2.0 for gate in ("none", "headwise", "elementwise")}
     assert outcome(made("attention", times)) == "a gate adds 5% to 30% to the fused core, 0% to a layer"
+    both = "compiled and recorded"
+    for gate, core_ms, layer_ms in (("none", 1.0, 2.0), ("headwise", 1.4, 2.2), ("elementwise", 1.5, 2.1)):
+        times |= {(core(gate), f"SDPA, {both}"): core_ms, (layer, f"minigated, gate {gate}, {both}"): layer_ms}
+    said = "a gate adds 40% to 50% to the fused core, 5% to 10% to a layer, each in one CUDA graph"
+    assert outcome(made("attention", times)) == said
+    del times[layer, f"minigated, gate none, {both}"]  # it failed: all are judged as they are without
+    assert outcome(made("attention", times)) == "a gate adds 5% to 30% to the fused core, 0% to a layer"
 
 
 def test_cores_are_judged_where_targets_are():
@@ -48,6 +55,12 @@ def test_experts_and_backbones_are_judged_like_against_like():
     times |= {("layer, 16", "same operations, dense, compiled"): 1.0, ("layer, 16", "minigated grouped, compiled"): 2.5}
     said = "0.80 of it for models in one CUDA graph, 0.50 without; 0.40 for a layer alone"
     assert outcome(made("moe", times)) == said
+    layers = {("layer, 16", f"{name}, compiled and recorded"): ms
+              for name, ms in (("same operations, dense", 0.5), ("minigated grouped", 2.0))}  # fmt: skip
+    assert outcome(made("moe", times | layers)) == said.replace("0.40", "0.25") + " in one CUDA graph"
+    layers |= {("layer, 64", "same operations, dense, compiled"): 1.5}  # where one was not recorded, none counts
+    layers |= {("layer, 64", "minigated grouped, compiled"): 2.5}
+    assert outcome(made("moe", times | layers)) == said.replace("0.40", "0.40 to 0.60")
     swin = "timm Swin, equal parameters, compiled"
     times = {("32 px, training", "minigated retention, compiled and recorded"): 4.0, ("32 px, inference", swin): 1.0}
     times |= {("32 px, training", swin): 8.0, ("32 px, training", f"{swin} and recorded"): 2.0}

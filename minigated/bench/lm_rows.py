@@ -160,7 +160,8 @@ def prepare_peer(
 ) -> Prepared:
     """A model of transformers. Its loss and gradients must be those of ours with its weights.
 
-    With experts both are checked in float32, one sequence, and not compiled.
+    With experts both are checked in float32, one sequence, eager; what is compiled must then give what the same model
+    gives eager, at the precision and with the tokens that are timed. So nothing is compiled for the check alone.
     """
     torch.manual_seed(0)
     model, data = qwen(kind, config, device, experts), windows(config, batch, tokens, device)
@@ -171,13 +172,21 @@ def prepare_peer(
 
     def check():
         ours = LOADERS[kind](model.state_dict(), model.config.to_dict()).to(device)
-        theirs, plain = loss, bound(lm_loss, ours, data, False)
-        if config.experts:  # float32, one sequence: their bfloat16 router chooses otherwise near ties
-            theirs, plain = (bound(f, m, data[:1], False, "float32") for f, m in ((peer_loss, model), (lm_loss, ours)))
-        return looked(theirs, watched(model), way, device), loss_and_gradients(plain, watched(ours))
+        plain = bound(lm_loss, ours, data, False)
+        if not config.experts:
+            return looked(loss, watched(model), way, device), loss_and_gradients(plain, watched(ours))
+        # float32, one sequence: their bfloat16 router chooses otherwise near ties
+        theirs, plain = (bound(f, m, data[:1], False, "float32") for f, m in ((peer_loss, model), (lm_loss, ours)))
+        found, expected = loss_and_gradients(theirs, watched(model)), loss_and_gradients(plain, watched(ours))
+        if way != EAGER:
+            found += looked(loss, watched(model), way, device)
+            expected += loss_and_gradients(bound(peer_loss, model, data, False), watched(model))
+        return found, expected
 
     facts = {"parameters": parameters(model), "way": way, "library": named("transformers")}
-    facts |= {"experts": experts} if kind == "qwen3_moe" else {}
+    if config.experts:
+        checked = "eager, float32, one sequence" + ("" if way == EAGER else f"; as timed: {way} beside eager")
+        facts |= {"experts": experts, "checked": checked}
     return ready(training_step(model, loss), check, facts, way, device)
 
 

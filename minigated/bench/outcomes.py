@@ -22,8 +22,15 @@ def ratio(rows: Rows, one: str, other: str, others: Rows | None = None) -> float
 
 
 def attention(cases: Cases) -> str:
-    """What a gate adds to the fused core and to the layer."""
-    pairs = [(gate, way) for gate in GATES for way in ("eager", "compiled")]
+    """What a gate adds to the fused core and to the layer, recorded; not so where a record has no such rows."""
+    try:
+        return f"{_added(cases, WAYS[1:])}, each in one CUDA graph"
+    except KeyError:
+        return _added(cases, ("eager", "compiled"))
+
+
+def _added(cases: Cases, ways: tuple[str, ...]) -> str:
+    pairs = [(gate, way) for gate in GATES for way in ways]
     plain = cases["core, gate none, training"]
     core = [ratio(cases[f"core, gate {gate}, training"], f"SDPA, {way}", f"SDPA, {way}", plain) for gate, way in pairs]
     name = "minigated, gate {}, {}".format
@@ -62,8 +69,11 @@ def moe(cases: Cases) -> str:
     models = [rows for case, rows in cases.items() if case.startswith("model")]
     plain, graph = (span(ratio(rows, f"{dense} {way}", f"{ours} {way}") for rows in models) for way in WAYS)
     layers = [rows for case, rows in cases.items() if case.startswith("layer")]
-    layer = span(ratio(rows, "same operations, dense, compiled", "minigated grouped, compiled") for rows in layers)
-    return f"{graph} of it for models in one CUDA graph, {plain} without; {layer} for a layer alone"
+    pair = ("same operations, dense, {}", "minigated grouped, {}")
+    recorded = all(name.format(WAYS[1]) in rows for rows in layers for name in pair)  # older records have none
+    way, said = (WAYS[1], " in one CUDA graph") if recorded else (WAYS[0], "")
+    layer = span(ratio(rows, *(name.format(way) for name in pair)) for rows in layers)
+    return f"{graph} of it for models in one CUDA graph, {plain} without; {layer} for a layer alone{said}"
 
 
 def lm(cases: Cases) -> str:

@@ -2,6 +2,7 @@
 
 Two kinds of cases: the core, q, k, v to the heads' outputs, and the whole layer, x to x, beside torch's own
 `nn.MultiheadAttention` and a plain layer around SDPA with one projection for q, k and v. All hold the same weights.
+"Recorded" is a call as one CUDA graph, without the host's time, which is a third and more of these short calls.
 """
 
 from functools import partial
@@ -14,12 +15,14 @@ from minigated.attention import Attention, AttentionShape, attention_matrix, att
 from minigated.bench.formulas import attention_module, causal_attention
 from minigated.bench.rows import Case, Prepared, Row
 from minigated.bench.runner import run_suite
+from minigated.cuda_graph import Later
 from minigated.variants import get_variant
 
 CLAIM = "fused attention does not write its scores, and a gate on its output adds less than half to it"
-FILES = ["attention.py", "gates.py", "bench/suite_attention.py"]
+FILES = ["attention.py", "gates.py", "cuda_graph.py", "bench/suite_attention.py"]
 SIZES = {"cpu": (1, 256, 4, 32), "gpu": (8, 2048, 16, 64)}  # sequences, tokens, heads, head width
 GATES = {"none": "none", "headwise": "g1_headwise", "elementwise": "g1_elementwise"}
+WAYS = ("eager", "compiled", "compiled and recorded")
 
 
 # ---------------------------------------------------------------------------------------------- the core
@@ -44,35 +47,38 @@ def core_inputs(sizes, gate: str, device, dtype) -> list[Tensor]:
     return [torch.randn(s, generator=generator).to(device, dtype).requires_grad_() for s in shapes]
 
 
-def prepare_core(core, compiled: bool, sizes, gate, device, dtype) -> Prepared:
-    """A core, forward and backward; checked on the first sequence in float32."""
+def prepare_core(core, way: str, sizes, gate, device, dtype) -> Prepared:
+    """A core, forward and backward; checked on the first sequence in float32. `way` is one of `WAYS`."""
     inputs = core_inputs(sizes, gate, device, dtype)
+    compiled, graph = "compiled" in way, "recorded" in way
     run = torch.compile(core, dynamic=False) if compiled else core
     grown = torch.ones_like(inputs[0])
 
-    def step(function=run, tensors=inputs, grown=grown):
+    def outputs(function=run, tensors=inputs, grown=grown):
         y = function(*tensors, *[None] * (4 - len(tensors)))
         return [y, *torch.autograd.grad(y, tensors, grown)]
 
+    step = Later(outputs, device) if graph else outputs
+
     def check():
         wide = [x[:1].detach().float().requires_grad_() for x in inputs]
-        return [x[:1] for x in step()], step(matrix_core, wide, grown[:1].float())
+        return [x[:1] for x in step()], outputs(matrix_core, wide, grown[:1].float())
 
-    return Prepared(step, check, {"gate": gate, "compiled": compiled})
+    return Prepared(step, check, {"gate": gate, "compiled": compiled, "recorded": graph}, counted=not graph)
 
 
 def core_case(gate: str, sizes, device, dtype, compiles: bool) -> Case:
-    """Matrix form and SDPA, eager and compiled."""
+    """Matrix form and SDPA, eager and compiled, and SDPA recorded."""
     batch, tokens, heads, width = sizes
     cost = causal_attention(batch, tokens, heads, width, item=dtype.itemsize, training=True)
-    plan = [("matrices", matrix_core), ("SDPA", sdpa_core)]
+    plan = [("matrices", matrix_core, WAYS[:2]), ("SDPA", sdpa_core, WAYS)]
     rows = [
         Row(
-            f"{name}, {'compiled' if compiled else 'eager'}",
-            partial(prepare_core, core, compiled, sizes, gate, device, dtype),
+            f"{name}, {way}",
+            partial(prepare_core, core, way, sizes, gate, device, dtype),
             flops=cost.flops, bytes=cost.bytes, items=batch * tokens,
         )
-        for name, core in plan for compiled in ((False, True) if compiles else (False,))
+        for name, core, ways in plan for way in (ways if compiles else WAYS[:1])
     ]  # fmt: skip
     return Case(f"core, gate {gate}, training", rows, "tokens", dtype)
 
@@ -123,8 +129,9 @@ def peer_layer(kind: str, width: int, heads: int, tokens: int) -> nn.Module:
     return peer
 
 
-def prepare_layer(make, gate: str, compiled: bool, sizes, device, dtype) -> Prepared:
+def prepare_layer(make, gate: str, way: str, sizes, device, dtype) -> Prepared:
     """A layer's forward and backward, weights' gradients too; checked against the eager module in float32."""
+    compiled, graph = "compiled" in way, "recorded" in way
     batch, tokens, heads, head_width = sizes
     layer = make().to(device, dtype)
     x = torch.randn(batch, tokens, heads * head_width, generator=torch.Generator().manual_seed(1)).to(device, dtype)
@@ -136,17 +143,20 @@ def prepare_layer(make, gate: str, compiled: bool, sizes, device, dtype) -> Prep
         y = run(x)
         return [y, *torch.autograd.grad(y, [x, *weights], grown)]
 
+    if graph:
+        step = Later(step, device)
+
     def check():
         wide = x[:1].detach().float().requires_grad_()
         y = our_layer(gate, heads * head_width, heads).to(device)(wide)
         (gradient,) = torch.autograd.grad(y, wide, grown[:1].float())
         return [part[:1] for part in step()[:2]], [y, gradient]
 
-    return Prepared(step, check, {"gate": gate, "compiled": compiled})
+    return Prepared(step, check, {"gate": gate, "compiled": compiled, "recorded": graph}, counted=not graph)
 
 
 def layer_case(sizes, device, dtype, compiles: bool) -> Case:
-    """Our module with each gate, torch's own, and the plain one."""
+    """Our module with each gate, torch's own, and the plain one; all but torch's own recorded too."""
     batch, tokens, heads, head_width = sizes
     width, rows = heads * head_width, []
     makers = [(f"minigated, gate {gate}", gate, partial(our_layer, gate, width, heads)) for gate in GATES]
@@ -154,15 +164,15 @@ def layer_case(sizes, device, dtype, compiles: bool) -> Case:
     makers.append(("nn.MultiheadAttention", "none", partial(peer_layer, "torch", width, heads, tokens)))
     for name, gate, make in makers:
         cost = attention_module(batch, tokens, width, heads, head_width, gate, dtype.itemsize, training=True)
-        for compiled in (False, True) if compiles else (False,):
-            prepare = partial(prepare_layer, make, gate, compiled, sizes, device, dtype)
-            name_ = f"{name}, {'compiled' if compiled else 'eager'}"
-            rows.append(Row(name_, prepare, flops=cost.flops, bytes=cost.bytes, items=batch * tokens))
+        ways = WAYS[:2] if name == "nn.MultiheadAttention" else WAYS
+        for way in ways if compiles else WAYS[:1]:
+            prepare = partial(prepare_layer, make, gate, way, sizes, device, dtype)
+            rows.append(Row(f"{name}, {way}", prepare, flops=cost.flops, bytes=cost.bytes, items=batch * tokens))
     return Case("layer, training", rows, "tokens", dtype)
 
 
 def cases(scale: str, device: torch.device) -> list[Case]:
-    """The core with each gate, then the layer; compiled only on a GPU."""
+    """The core with each gate, then the layer; compiled and recorded only on a GPU."""
     dtype, compiles = (torch.bfloat16, True) if device.type == "cuda" else (torch.float32, False)
     cores = [core_case(gate, SIZES[scale], device, dtype, compiles) for gate in GATES]
     return [*cores, layer_case(SIZES[scale], device, dtype, compiles)]

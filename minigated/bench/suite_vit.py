@@ -122,14 +122,14 @@ def prepare(make, way: str, training: bool, batch: int, pixels: int, device, che
 
 
 def our_rows(name: str, sizes: tuple, training: bool, device) -> list[Row]:
-    """Both mixers: eager, and on a GPU recorded, and compiled and recorded."""
+    """Both mixers: eager, and on a GPU recorded, compiled, and both, which runs what the row before it compiled."""
     size, pixels, patch, window, *batches = sizes
     batch, item, rows = batches[0 if training else 1], 2 if device.type == "cuda" else 4, []
     for mixer in MIXERS:
         config = our_config(mixer, size, pixels, patch, window)
         flops = vit_flops(config) * batch * (TRAINING if training else 1)
         moved = vit_bytes(config, parameters(build_vit(config, "meta")), batch, item, training)
-        ways = [EAGER, RECORDED, BOTH] if device.type == "cuda" else [EAGER]
+        ways = [EAGER, RECORDED, COMPILED, BOTH] if device.type == "cuda" else [EAGER]
         for way in ways:
             make = partial(make_ours, config)
             rows.append(
