@@ -21,8 +21,7 @@ ROOFLESS = "ch09_bench_moe"  # its fastest counted rows are the dense layers, no
 
 def drawn(record: dict) -> list[str]:
     """The bars of one telling case, and the roofline where bytes are counted."""
-    changed = len(records.stale_files(record))
-    source = records.made(record) + (f" {changed} files changed since." if changed else "")
+    source = records.made(record) + records.changed_since(record)
     cases, case = cases_of(record), TELLING.get(record["id"].removeprefix("ch09_bench_"))
     case = case if case in cases else next(iter(cases))
     limited = limit_ms(cases[case][0]["extra"], record["config"]["ceilings"])

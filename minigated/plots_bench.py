@@ -62,6 +62,8 @@ def _numbered(side, low: float, high: float) -> None:
     """Plain numbers on a logarithmic axis, two at least."""
     if high < 100 * low:
         side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    elif high > 1e5 * low:  # a number at each power of ten would touch the next
+        side.set_major_locator(LogLocator(base=100))
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     side.set_minor_formatter(NullFormatter())
 

@@ -201,16 +201,23 @@ def made(record: dict) -> str:
     return f"{device}, {day}, {seeds_in_words(record)}, torch {torch}."
 
 
-def caption(record: dict) -> str:
-    """One sentence: metric, device, date, seeds, verdict, and which files changed since."""
+def caption(record: dict, named: int = 3) -> str:
+    """One sentence: metric, device, date, seeds, verdict, and which files changed since, the first `named` by name."""
     metric = record["metric"]
     text = f"{metric['name']} on {metric['split']} ({metric['better']} is better); {made(record)}"
     if record["verdict"]:
         text += f" Verdict: {record['verdict']}."
     changed = stale_files(record)
     if changed:
-        text += f" Changed since this was measured: {', '.join(f'`{name}`' for name in changed)}."
+        names, more = ", ".join(f"`{name}`" for name in changed[:named]), len(changed) - named
+        text += f" Changed since this was measured: {names}{f' and {more} more' if more > 0 else ''}."
     return text
+
+
+def changed_since(record: dict) -> str:
+    """ " 2 files changed since.", to stand behind another sentence; "" if none did."""
+    changed = len(stale_files(record))
+    return f" {changed} file{'s' if changed > 1 else ''} changed since." if changed else ""
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -10,7 +10,17 @@ import torch
 from minigated import kernels
 from minigated.bench import suite_generate, suite_lm, suite_moe, suite_retention, suite_vit
 from minigated.bench.profile import IDLE, OTHER, busy, kind_of, look, summary
-from minigated.bench.targets import TARGETS, Target, fastest_form, reached, shares, tally, targets_table, where
+from minigated.bench.targets import (
+    TARGETS,
+    Target,
+    fastest_form,
+    measured,
+    reached,
+    shares,
+    tally,
+    targets_table,
+    where,
+)
 
 
 # ----------------------------------------------------------------------------------------- kernels by name
@@ -121,6 +131,14 @@ def test_what_stands_in_the_way_is_of_the_row_that_was_measured():
     assert where(missed, found) == f"ours a: {IDLE} 50%, matrix products 30%, copies and casts 20%"
     found["x"]["rows"].append(row("ours c", 7.0))
     assert where(missed, found) == ""  # and not the profile of a slower row
+
+
+def test_a_near_miss_does_not_look_like_the_aim():
+    aim = Target("t", "x", "c", "ours", 1.3)
+    assert [measured(aim, value, False) for value in (1.2, 1.297, 1.29996)] == ["1.20", "1.297", "1.29996"]
+    assert measured(aim, 1.3, True) == "1.30"
+    share, whole = replace(aim, aim=0.6, shown="{:.0%}"), replace(aim, aim=1260, shown="{:,.0f}")
+    assert measured(share, 0.597, False) == "59.7%" and measured(whole, 1259.7, False) == "1,259.7"
 
 
 def test_the_table_has_every_target_or_says_that_it_is_open(monkeypatch):

@@ -3,11 +3,16 @@
 import json
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from minigated import records
+from minigated.data.text import BOS
 from minigated.errors import InputError
 from minigated.experiments import attention_cost, gate_table, run_experiment, sink_lm
+from minigated.experiments.lm_runs import evaluate
 from minigated.experiments.runlog import WORKED_OUT, RunLog
+from minigated.lm import build_lm, lm_loss
 
 FILES = ["minigated/gates.py"]
 
@@ -144,3 +149,14 @@ def test_what_only_works_out_rows_counts_as_it_is_when_the_record_is_written(tmp
     assert log.as_made({})["code"]["files"] == records.file_hashes([table, loop])
     log.runs[0]["files"][loop] = log.runs[1]["files"][loop] + "?"
     assert "made by 2 versions of the package files" in log.provenance()
+
+
+def test_a_short_held_out_part_counts_each_window_once():
+    """Five windows of 32 where eight are asked for, four a batch: the mean of all five."""
+    torch.manual_seed(0)
+    model, part = build_lm("lm_nano", context=32), torch.randint(256, (5, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = lm_loss(model.eval(), F.pad(part.long(), (1, 0), value=BOS)).item()
+    plan = {"context": 32, "batch": 4, "windows": 8}
+    assert evaluate(model, part.flatten(), plan, torch.device("cpu"), "float32") == pytest.approx(expected, rel=1e-5)
+    assert model.training

@@ -51,6 +51,15 @@ def test_bars_stand_from_top_to_bottom_with_their_medians():
     )
 
 
+def test_numbers_of_a_wide_axis_do_not_touch():
+    figure, _ = bars_figure({"loop": (7e4, 7e4, 7e4), "graph": (1.2, 1.2, 1.2)}, floor=0.3)
+    figure.canvas.draw()
+    (low, high), side = figure.axes[0].get_xlim(), figure.axes[0].xaxis
+    ticks = zip(side.get_majorticklocs(), side.get_ticklabels())
+    boxes = [label.get_window_extent() for place, label in ticks if low < place < high]
+    assert len(boxes) == 3 and all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))
+
+
 @pytest.mark.parametrize("times", [{}, {"a": (0.0, 1.0, 2.0)}, {"a": (1.0, 2.0)}])
 def test_bars_that_cannot_be_drawn_are_refused(times):
     with pytest.raises(InputError, match="accepted"):

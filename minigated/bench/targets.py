@@ -4,6 +4,7 @@ A target whose rows no record holds is left open. One that was missed is shown w
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -163,6 +164,14 @@ def tally(record: dict) -> str:
     return f"{sum(found)} of {len(found)} targets reached" if found else ""
 
 
+def measured(target: Target, value: float, good: bool) -> str:
+    """The number as the aim is shown; a near miss with so many digits more that it does not look like the aim."""
+    shown = target.shown
+    while not good and shown.format(value) == shown.format(target.aim):
+        shown = re.sub(r"\.(\d)", lambda found: f".{int(found[1]) + 1}", shown)
+    return shown.format(value)
+
+
 def targets_table(records: Records) -> str:
     """The targets as a Markdown table: aim, measured, reached or what a call is; below it how many are open."""
     lines, left, last = ["| target | aim | measured | |", "|---|---:|---:|---|"], [], ""
@@ -176,7 +185,7 @@ def targets_table(records: Records) -> str:
         said = "reached" if found[1] else f"missed; {'as above' if why == last else why}" if why else "missed"
         last = why
         what = f"{target.what} {fastest_form(target, records)}" if target.forms else target.what
-        lines.append(f"| {what} | {aim} | {target.shown.format(found[0])} | {said} |")
+        lines.append(f"| {what} | {aim} | {measured(target, *found)} | {said} |")
     table = ["\n".join(lines)] if len(lines) > 2 else []
     open_ = [f"Not measured on a GPU yet: {len(left)} targets, suites {', '.join(dict.fromkeys(left))}."]
     return "\n\n".join([*table, *(open_ if left else [])])

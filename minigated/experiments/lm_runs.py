@@ -55,15 +55,16 @@ def find_text(name: str):
 
 @torch.no_grad()
 def evaluate(model, corpus_part, plan: dict, device, precision: str) -> float:
-    """Mean nats a byte over the first `windows` windows of a held-out part."""
+    """Mean nats a byte over the first `windows` windows of a held-out part, over all where it has fewer."""
     batches = TextBatches(corpus_part, context=plan["context"], batch=plan["batch"])
-    total = 0.0
+    total, seen = 0.0, 0
     model.eval()
     for batch in batches.sequential(plan["windows"] // plan["batch"]):
         with autocast(device, precision):
-            total += lm_loss(model, batch.to(device)).item()
+            total += lm_loss(model, batch.to(device)).item() * len(batch)
+        seen += len(batch)
     model.train()
-    return total / (plan["windows"] // plan["batch"])
+    return total / seen
 
 
 @torch.no_grad()
