@@ -82,7 +82,7 @@ def _positive(milliseconds: Mapping[str, Sequence[float]]) -> None:
 
 # ---------------------------------------------------------------------------------------------- the roofline
 def roof(intensity: float, matrix_rate: float, copy_rate: float) -> float:
-    """Eq. (9.2): the operations a second that `intensity` operations a byte allow."""
+    """Eq. (9.3): the operations a second that `intensity` operations a byte allow."""
     return min(matrix_rate, intensity * copy_rate)
 
 
