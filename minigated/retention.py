@@ -57,7 +57,6 @@ class WindowTableBuilder(SizedTables):
         size: (height, width) to build at once.
     """
 
-
     def __init__(
         self,
         head_width: int,
@@ -101,7 +100,6 @@ class FullTables(NamedTuple):
 
 class FullTableBuilder(SizedTables):
     """Makes `FullTables`; the arguments are those of `WindowTableBuilder`."""
-
 
     def __init__(self, head_width: int, log_decay: Tensor, rotation: bool = True, size=None):
         self.head_width, self.log_decay, self.rotation = head_width, log_decay.tolist(), rotation

@@ -45,7 +45,6 @@ class SwatTableBuilder(SizedTables):
         InputError: odd heads where slopes are balanced; a log-decay of another length.
     """
 
-
     def __init__(
         self,
         heads: int,

@@ -33,7 +33,6 @@ class SwinTables(SizedTables):
         size: (height, width) to build at once.
     """
 
-
     def __init__(self, window: int | None, shifted: bool = False, size: tuple[int, int] | None = None):
         self.window, self.shifted = window, shifted
         super().__init__(size)
