@@ -9,12 +9,14 @@ import torch
 from record_tables import markdown
 
 from minigated import records
+from minigated.bench.outcomes import span
 from minigated.bench.suite_lm import BESIDE, GATED, GATES
 from minigated.bench.suite_vit import SIZED, our_config
 from minigated.memory import memory_report
 from minigated.vit_memory import vit_memory_report
 
 MIB = 2**20
+NEAR = "{:.3f}"  # how computed over measured is shown
 HEADS = ["", "batch", "held between steps, MiB", "peak measured, MiB", "computed, MiB", "computed / measured"]
 
 
@@ -73,13 +75,8 @@ def table(record: dict) -> str:
     made = [HEADS]
     for name, batch, held, peak, report in compared(record):
         total = report["total"] / MIB
-        made.append([name, batch, f"{held:,.0f}", f"{peak:,.0f}", f"{total:,.0f}", f"{total / peak:.3f}"])
+        made.append([name, batch, f"{held:,.0f}", f"{peak:,.0f}", f"{total:,.0f}", NEAR.format(total / peak)])
     return markdown(made)
-
-
-def span(values: list[float]) -> str:
-    """The least and the greatest, or the one there is."""
-    return " to ".join(dict.fromkeys(f"{value:.3f}" for value in (min(values), max(values))))
 
 
 def vit_words(record: dict) -> str:
@@ -97,9 +94,9 @@ def vit_words(record: dict) -> str:
         f"{share['feed-forwards']}, norms with the residual stream {share['norms']}, stem {share['stem']}. Memory is "
         f"fullest after {100 * report['fullest']:.0f} % of the backward pass' operations. The computation runs a step "
         f"with a few images on a CPU, with stand-ins that keep what our kernels keep; computed over measured is "
-        f"{span([row[4]['total'] / MIB / row[3] for row in rows])}; the libraries' workspaces and rounding are not "
-        f"counted. Without the kernels the first step of the table would take {plain / all_kept:.2f} times its peak, "
-        f"with checkpointing {again / all_kept:.2f} times (both computed, not measured)."
+        f"{span((row[4]['total'] / MIB / row[3] for row in rows), NEAR)}; the libraries' workspaces and rounding are "
+        f"not counted. Without the kernels the first step of the table would take {plain / all_kept:.2f} times its "
+        f"peak, with checkpointing {again / all_kept:.2f} times (both computed, not measured)."
     )
 
 
@@ -110,7 +107,7 @@ def lm_words(record: dict) -> str:
               for way in ("eager", "compiled")}  # fmt: skip
     name, _, _, _, report = max(rows, key=lambda row: row[4]["total"])
     share = {part: f"{100 * report[part] / report['total']:.0f} %" for part in ("activations", "loss")}
-    off = " and ".join(f"{span(values)} for {way} steps" for way, values in ratios.items() if values)
+    off = " and ".join(f"{span(values, NEAR)} for {way} steps" for way, values in ratios.items() if values)
     return (
         f"The formula adds up weights, gradients and moments, autocast's copies, what backward keeps and the logits of "
         f"an eager step ({name}: activations {share['activations']}, the moment of the loss {share['loss']}), though "

@@ -100,7 +100,7 @@ def show_records(args) -> int:
 
     found = all_records()
     for record in found:
-        print(f"{record['id']}: {record['claim']}\n    {caption(record, named=99)}")
+        print(f"{record['id']}: {record['claim']}\n    {caption(record, named=None)}")
     if not found:
         print("no records yet")
     return 1 if args.check and any(stale_files(record) for record in found) else 0

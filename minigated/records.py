@@ -201,16 +201,17 @@ def made(record: dict) -> str:
     return f"{device}, {day}, {seeds_in_words(record)}, torch {torch}."
 
 
-def caption(record: dict, named: int = 3) -> str:
-    """One sentence: metric, device, date, seeds, verdict, and which files changed since, the first `named` by name."""
+def caption(record: dict, named: int | None = 3) -> str:
+    """One sentence: metric, device, date, seeds, verdict, and which files changed since: `named` of them, or all."""
     metric = record["metric"]
     text = f"{metric['name']} on {metric['split']} ({metric['better']} is better); {made(record)}"
     if record["verdict"]:
         text += f" Verdict: {record['verdict']}."
     changed = stale_files(record)
     if changed:
-        names, more = ", ".join(f"`{name}`" for name in changed[:named]), len(changed) - named
-        text += f" Changed since this was measured: {names}{f' and {more} more' if more > 0 else ''}."
+        shown = changed[:named]
+        more = f" and {len(changed) - len(shown)} more" if len(changed) > len(shown) else ""
+        text += f" Changed since this was measured: {', '.join(f'`{name}`' for name in shown)}{more}."
     return text
 
 

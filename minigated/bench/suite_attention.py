@@ -2,7 +2,7 @@
 
 Two kinds of cases: the core, q, k, v to the heads' outputs, and the whole layer, x to x, beside torch's own
 `nn.MultiheadAttention` and a plain layer around SDPA with one projection for q, k and v. All hold the same weights.
-"Recorded" is a call as one CUDA graph, without the host's time, which is a third and more of these short calls.
+"Recorded" is a call as one CUDA graph, without the host's time, which such short calls feel.
 """
 
 from functools import partial
